@@ -1,0 +1,184 @@
+"""What a solver is given, and what it gives back.
+
+A plugin author writes one class with one method::
+
+    class Bisection(Solver):
+        def solve(self, problem, y0, options):
+            ...
+            return SolverResult(y=y, success=True, iterations=k)
+
+The same method serves two kinds of solver, told apart by ``SolverSpec.batched``:
+
+* ``batched=False`` (SciPy, CasADi, a C++ binary): called once per sample. ``problem`` is a
+  :class:`SampleProblem`, ``y0`` a float64 NumPy vector of shape ``(n,)`` that the solver may overwrite.
+* ``batched=True`` (torch-native): called once per batch. ``problem`` is a :class:`BatchProblem`,
+  ``y0`` a tensor of shape ``(B, n)`` on the device and in the dtype of the caller's tensors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, final
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["BatchProblem", "Problem", "SampleProblem", "Solver", "SolverResult", "Status"]
+
+
+@final
+class Status(IntEnum):
+    """What became of one sample, as measured by invlayer and not as claimed by the solver."""
+
+    CONVERGED = 0
+    """The measured residual is within the tolerance."""
+    NOT_CONVERGED = 1
+    """The solver said that it failed, and the measured residual confirms it."""
+    FALSE_CONVERGENCE = 2
+    """The solver reported success, but the measured residual is above the tolerance."""
+    NOT_FINITE = 3
+    """The returned solution, or the residual there, holds NaN or infinity."""
+    SOLVER_ERROR = 4
+    """The solver raised an exception for this sample."""
+    WRONG_SHAPE = 5
+    """The solver returned something that is not a real vector of the right length."""
+    UNVERIFIED = 6
+    """Nothing to measure: only a Jacobian of the conditions was given, not the conditions."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the sample's value and gradient may be used."""
+        return self in (Status.CONVERGED, Status.UNVERIFIED)
+
+
+class Problem(ABC):
+    """The conditions F(y) = 0 with their args bound, as a solver sees them.
+
+    Attributes
+    ----------
+    kind : str
+        ``"root"``, ``"fixed_point"``, ... : which of ``SolverSpec.kinds`` is asked for.
+    size : int
+        n, the number of unknowns of one system, flattened.
+    """
+
+    kind: str
+    size: int
+
+    @abstractmethod
+    def residual(self, y: Any) -> Any:
+        """F(y), in the shape and array type of ``y``."""
+
+    @abstractmethod
+    def jacobian(self, y: Any) -> Any:
+        """∂F/∂y at ``y``, from one evaluation of F; shape of ``y`` with one more dimension n."""
+
+
+@final
+@dataclass(frozen=True)
+class BatchProblem(Problem):
+    """A batch of B independent systems in torch: ``(B, n)`` tensors in, ``(B, n)`` out.
+
+    Attributes
+    ----------
+    kind, size : see :class:`Problem`
+    batch : int
+        B, the number of systems.
+    residual_function, jacobian_function : callables
+        ``(B, n) -> (B, n)`` and ``(B, n) -> (B, n, n)``; both run without recording gradients.
+    """
+
+    kind: str
+    size: int
+    batch: int
+    residual_function: Callable[[Tensor], Tensor]
+    jacobian_function: Callable[[Tensor], Tensor]
+
+    def residual(self, y: Tensor) -> Tensor:
+        return self.residual_function(y)
+
+    def jacobian(self, y: Tensor) -> Tensor:
+        return self.jacobian_function(y)
+
+
+@final
+@dataclass(frozen=True)
+class SampleProblem(Problem):
+    """One system in float64 NumPy: ``(n,)`` arrays in, ``(n,)`` or ``(n, n)`` arrays out.
+
+    Attributes
+    ----------
+    kind, size : see :class:`Problem`
+    index : int
+        Which sample of the batch this is.
+    residual_function, jacobian_function : callables
+        ``(n,) -> (n,)`` and ``(n,) -> (n, n)``; F itself is evaluated in torch, where its tensors live.
+    """
+
+    kind: str
+    size: int
+    index: int
+    residual_function: Callable[[np.ndarray], np.ndarray]
+    jacobian_function: Callable[[np.ndarray], np.ndarray]
+
+    def residual(self, y: np.ndarray) -> np.ndarray:
+        return self.residual_function(y)
+
+    def jacobian(self, y: np.ndarray) -> np.ndarray:
+        return self.jacobian_function(y)
+
+
+@final
+@dataclass(frozen=True)
+class SolverResult:
+    """What a solver returns: its answer, and what it claims about it.
+
+    For a per-sample solver every field is a scalar (``y`` is ``(n,)``); for a batched solver the
+    fields may be tensors of shape ``(B,)`` (``y`` is ``(B, n)``).
+
+    Attributes
+    ----------
+    y : ndarray or Tensor
+        The solution, ``(n,)`` or ``(B, n)``.
+    success : bool or Tensor
+        The solver's own verdict. invlayer records it, and measures for itself.
+    iterations : int or Tensor
+        Iterations, or evaluations of F where the solver counts only those; -1 if unknown.
+    message : str
+        The solver's own words, shown to the user when the sample fails.
+    aux : mapping
+        Anything else worth keeping, by name; it carries no gradient.
+    """
+
+    y: np.ndarray | Tensor
+    success: bool | Tensor = True
+    iterations: int | Tensor = -1
+    message: str = ""
+    aux: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Solver(ABC):
+    """An adapter around one solver; immutable, so that one instance may serve many calls."""
+
+    @abstractmethod
+    def solve(self, problem: Any, y0: Any, options: Mapping[str, Any]) -> SolverResult:
+        """Find y with F(y) = 0, starting from ``y0``.
+
+        Parameters
+        ----------
+        problem : SampleProblem or BatchProblem
+            As ``SolverSpec.batched`` says; see the module's docstring.
+        y0 : ndarray of shape (n,), or Tensor of shape (B, n)
+            The initial guess; a private copy.
+        options : mapping
+            The user's ``options=`` unchanged. Unknown names must raise ``TypeError``.
+
+        Returns
+        -------
+        SolverResult
+            A failure is a result with ``success=False`` and a message. An exception is fine too:
+            it is caught, kept with its sample, and never reaches the other samples.
+        """

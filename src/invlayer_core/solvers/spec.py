@@ -1,0 +1,83 @@
+"""The frozen metadata by which a solver is listed without being imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+__all__ = ["API_VERSION", "KINDS", "SolverSpec"]
+
+API_VERSION = 1
+"""The version of the contract between invlayer and its plugins (``SolverSpec.api``)."""
+
+KINDS = frozenset({"root", "fixed_point"})
+"""The problem kinds a solver may declare."""
+
+
+@final
+@dataclass(frozen=True)
+class SolverSpec:
+    """What invlayer knows of a solver before importing it.
+
+    Parameters
+    ----------
+    name : str
+        ``"<library>.<method>"`` in lower case, such as ``"scipy.fsolve"``.
+    factory : str
+        ``"module:Class"`` of the :class:`~invlayer_core.Solver`; imported on first use.
+    kinds : tuple of str
+        The problem kinds it solves: ``"root"``, ``"fixed_point"``.
+    requires : tuple of str
+        Requirements it needs at run time, such as ``("scipy>=1.11",)``.
+    install : str
+        The command that brings them, shown when one is missing.
+    batched : bool
+        True if ``solve`` takes a whole batch of torch tensors, False if one NumPy sample.
+    thread_safe : bool
+        True if two threads may call ``solve`` of one instance at once.
+    bounds, constraints : bool
+        Whether it accepts bounds, and constraints.
+    api : int
+        The contract it was written for.
+
+    Raises
+    ------
+    ValueError
+        If the name, the factory or a kind is not of the accepted form.
+
+    Examples
+    --------
+    >>> SolverSpec(name="demo.bisect", factory="demo:Bisect", kinds=("root",)).batched
+    False
+    """
+
+    name: str
+    factory: str
+    kinds: tuple[str, ...]
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    batched: bool = False
+    thread_safe: bool = True
+    bounds: bool = False
+    constraints: bool = False
+    api: int = API_VERSION
+
+    def __post_init__(self) -> None:
+        library, _, method = self.name.partition(".")
+        if self.name != self.name.lower() or not library or not method:
+            raise ValueError(
+                f"SolverSpec(name={self.name!r}): a solver's name is '<library>.<method>' in lower case, "
+                "such as 'scipy.fsolve'."
+            )
+        module, _, attribute = self.factory.partition(":")
+        if not module or not attribute:
+            raise ValueError(
+                f"SolverSpec(name={self.name!r}, factory={self.factory!r}): the factory is "
+                "'package.module:Class', the class to import on first use."
+            )
+        unknown = sorted(set(self.kinds) - KINDS)
+        if unknown or not self.kinds:
+            raise ValueError(
+                f"SolverSpec(name={self.name!r}, kinds={self.kinds!r}): accepted are one or more of "
+                f"{sorted(KINDS)}; give a tuple of those."
+            )

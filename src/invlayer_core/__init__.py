@@ -1,0 +1,73 @@
+"""invlayer: any solver's output as a differentiable torch tensor.
+
+The solver stays as it is; you write in torch what its output satisfies, and get exact gradients.
+"""
+
+from invlayer_core import adjoints, testing
+from invlayer_core.certificate import SolveInfo
+from invlayer_core.errors import (
+    ConditionsError,
+    ConvergenceError,
+    ConvergenceWarning,
+    InvlayerError,
+    PerformanceWarning,
+    SingularJacobianError,
+    SolverConflictError,
+    SolverLoadError,
+    SolverNotFoundError,
+    UnsupportedTransformError,
+)
+from invlayer_core.functional import batch_jacobian, fixed_point, implicit_function, inverse, root
+from invlayer_core.inputs import from_numpy
+from invlayer_core.layers import FixedPointLayer, InverseLayer, RootLayer
+from invlayer_core.solvers.contract import (
+    BatchProblem,
+    Problem,
+    SampleProblem,
+    Solver,
+    SolverResult,
+    Status,
+)
+from invlayer_core.solvers.hookspecs import hookimpl
+from invlayer_core.solvers.listing import SolverListing
+from invlayer_core.solvers.lookup import get_solver, register_solver, solvers
+from invlayer_core.solvers.spec import SolverSpec
+
+__all__ = [
+    "BatchProblem",
+    "ConditionsError",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "FixedPointLayer",
+    "InverseLayer",
+    "InvlayerError",
+    "PerformanceWarning",
+    "Problem",
+    "RootLayer",
+    "SampleProblem",
+    "SingularJacobianError",
+    "SolveInfo",
+    "Solver",
+    "SolverConflictError",
+    "SolverListing",
+    "SolverLoadError",
+    "SolverNotFoundError",
+    "SolverResult",
+    "SolverSpec",
+    "Status",
+    "UnsupportedTransformError",
+    "adjoints",
+    "batch_jacobian",
+    "fixed_point",
+    "from_numpy",
+    "get_solver",
+    "hookimpl",
+    "implicit_function",
+    "inverse",
+    "register_solver",
+    "root",
+    "solvers",
+    "testing",
+]
+
+__version__ = "0.1.0"

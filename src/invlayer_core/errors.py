@@ -12,7 +12,8 @@
     └── UnsupportedTransformError  a torch transform would give a wrong derivative
 
     UserWarning
-    └── ConvergenceWarning         the same as ConvergenceError, under ``on_failure="warn"``
+    ├── ConvergenceWarning         the same as ConvergenceError, under ``on_failure="warn"``
+    └── PerformanceWarning         right, but slower than it need be
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "ConvergenceError",
     "ConvergenceWarning",
     "InvlayerError",
+    "PerformanceWarning",
     "SingularJacobianError",
     "SolverConflictError",
     "SolverLoadError",
@@ -79,3 +81,7 @@ class UnsupportedTransformError(InvlayerError):
 
 class ConvergenceWarning(UserWarning):
     """At least one sample misses its tolerance, and ``on_failure="warn"`` asked to go on."""
+
+
+class PerformanceWarning(UserWarning):
+    """The result is right, but a slower way had to be taken; the message says why."""

@@ -1,0 +1,19 @@
+"""Registration module of the solvers that are written in torch and ship with the core.
+
+They come in through the hook, as every plugin's do; nothing else in the core knows of them.
+"""
+
+from invlayer_core.solvers import SolverSpec, hookimpl
+
+__all__ = ["register_solver"]
+
+
+@hookimpl
+def register_solver() -> SolverSpec:
+    """Describe the torch solvers; see :meth:`invlayer_core.solvers.SolverHooks.register_solver`."""
+    return SolverSpec(
+        name="torch.newton",
+        factory="invlayer_core.native.newton:Newton",
+        kinds=("root", "fixed_point"),
+        batched=True,
+    )

@@ -21,10 +21,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
-import numpy as np
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["BatchProblem", "Problem", "SampleProblem", "Solver", "SolverResult", "Status"]
 
@@ -161,7 +163,15 @@ class SolverResult:
 
 
 class Solver(ABC):
-    """An adapter around one solver; immutable, so that one instance may serve many calls."""
+    """An adapter around one solver; immutable, so that one instance may serve many calls.
+
+    Attributes
+    ----------
+    batched : bool
+        Whether ``solve`` takes a whole batch; must agree with ``SolverSpec.batched``.
+    """
+
+    batched: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, problem: Any, y0: Any, options: Mapping[str, Any]) -> SolverResult:

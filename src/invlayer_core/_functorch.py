@@ -1,0 +1,60 @@
+"""The one place that touches private functorch APIs of torch.
+
+The engine must know three things that torch keeps private: whether a ``torch.func`` transform is
+running, how many forward-mode levels are nested, and what plain values stand behind a wrapped tensor
+(only those can decide whether to raise). Checked against torch 2.6 to 2.13.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C import _functorch as _C
+
+__all__ = ["forward_mode_depth", "is_active", "is_wrapped", "level_of", "plain", "transform_depth"]
+
+
+def _interpreter_names() -> list[str]:
+    """Names of the running transforms, outermost first, such as ``["Vmap", "Grad"]``."""
+    return [interpreter.key().name for interpreter in _C.get_interpreter_stack() or []]
+
+
+def is_active() -> bool:
+    """Whether any ``torch.func`` transform is running."""
+    return _C.peek_interpreter_stack() is not None
+
+
+def transform_depth() -> int:
+    """How many derivative transforms (reverse or forward) are nested."""
+    return sum(name in ("Grad", "Jvp") for name in _interpreter_names())
+
+
+def forward_mode_depth() -> int:
+    """How many forward-mode transforms are nested."""
+    return _interpreter_names().count("Jvp")
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether ``tensor`` belongs to a running transform."""
+    return bool(_C.is_functorch_wrapped_tensor(tensor))
+
+
+def level_of(tensor: Tensor) -> int:
+    """The transform level that ``tensor`` belongs to; 0 for a plain tensor."""
+    return max(0, int(_C.maybe_get_level(tensor))) if is_wrapped(tensor) else 0
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The values behind a wrapped tensor, mapped dimensions first (outermost first), without gradient."""
+    if _C.is_legacy_batchedtensor(tensor):
+        # autograd.grad(..., is_grads_batched=True) maps the cotangent by an older mechanism of its own.
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        return torch._remove_batch_dim(tensor, level, 1, 0).detach()
+    tensor = tensor.detach()
+    while is_wrapped(tensor):
+        batch_dim = int(_C.maybe_get_bdim(tensor)) if _C.is_batchedtensor(tensor) else -1
+        tensor = _C.get_unwrapped(tensor)
+        if batch_dim >= 0:
+            tensor = torch.movedim(tensor, batch_dim, 0)
+    return tensor.detach()

@@ -1,0 +1,188 @@
+"""Find the tensors that a function uses without being given them, and swap them for others.
+
+``f`` may be a closure, a bound method or an ``nn.Module``: then it reads tensors that are not among its
+arguments. An implicit derivative that does not know of them silently drops their gradients. Here a
+``TorchFunctionMode`` watches one evaluation of f and notes every tensor that carries a gradient and that
+f did not make itself; a second mode later replaces each of them by a given stand-in.
+
+What no mode can see is what a ``torch.jit`` module reads inside C++. The graph of the result still
+shows it, so such a tensor is reported instead of forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from invlayer_core import _functorch
+from invlayer_core.errors import ConditionsError
+
+__all__ = ["Substitution", "evaluate_and_capture"]
+
+
+def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``tree`` with ``change`` applied to every tensor in nested lists, tuples and dicts."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if type(tree) in (list, tuple):
+        return type(tree)(_map_tensors(leaf, change) for leaf in tree)
+    if type(tree) is dict:
+        return {key: _map_tensors(leaf, change) for key, leaf in tree.items()}
+    return tree
+
+
+@final
+class Substitution(TorchFunctionMode):
+    """While active, torch functions see ``replacements[i]`` wherever they are given ``originals[i]``.
+
+    Parameters
+    ----------
+    originals, replacements : sequences of Tensor
+        Equal lengths; originals are recognised by identity.
+
+    Examples
+    --------
+    >>> weight = torch.ones(2, requires_grad=True)
+    >>> with Substitution([weight], [torch.full((2,), 3.0)]):
+    ...     torch.sum(weight)
+    tensor(6.)
+    """
+
+    def __init__(self, originals: Sequence[Tensor], replacements: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._replacement = {id(old): new for old, new in zip(originals, replacements, strict=True)}
+
+    def _replace(self, tensor: Tensor) -> Tensor:
+        return self._replacement.get(id(tensor), tensor)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = _map_tensors(tuple(args), self._replace)
+        return func(*args, **_map_tensors(dict(kwargs or {}), self._replace))
+
+
+@final
+class _Capture(TorchFunctionMode):
+    """Note every foreign tensor that carries a gradient, and let f see it without one."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.level = max((_functorch.level_of(tensor) for tensor in known), default=0)
+        self.functorch = _functorch.is_active()
+        # Keeps what f makes alive, so that an id is never reused while the mode runs.
+        self.own: dict[int, Tensor] = {id(tensor): tensor for tensor in known}
+        self.captured: dict[int, Tensor] = {}
+        self.stand_in: dict[int, Tensor] = {}
+
+    def _is_foreign(self, tensor: Tensor) -> bool:
+        if id(tensor) in self.own:
+            return False
+        if _functorch.is_wrapped(tensor):
+            # A level above ours was opened inside f (f itself calls torch.func): the tensor is f's own.
+            return _functorch.level_of(tensor) <= self.level
+        return tensor.requires_grad
+
+    def _look(self, tensor: Tensor) -> Tensor:
+        if id(tensor) in self.stand_in:
+            return self.stand_in[id(tensor)]
+        if not self._is_foreign(tensor):
+            return tensor
+        self.captured[id(tensor)] = tensor
+        with torch._C.DisableTorchFunction():
+            stand_in = tensor.detach()
+        self.stand_in[id(tensor)] = self.own[id(stand_in)] = stand_in
+        return stand_in
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        self.own[id(tensor)] = tensor
+        return tensor
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = _map_tensors(tuple(args), self._look)
+        return _map_tensors(func(*args, **_map_tensors(dict(kwargs or {}), self._look)), self._own)
+
+
+def _leaves(result: Tensor) -> Iterator[Tensor]:
+    """The leaf tensors that the recorded graph of ``result`` ends in."""
+    stack, seen = [result.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        stack.extend(parent for parent, _ in node.next_functions)
+
+
+def _name_of(tensor: Tensor, function: Any) -> str:
+    """How the user would call ``tensor``: a parameter's name, else its shape."""
+    function = getattr(function, "function", function)  # conditions that wrap the user's own function
+    for owner in (function, getattr(function, "__self__", None)):
+        if isinstance(owner, torch.nn.Module):
+            for name, parameter in owner.named_parameters():
+                if parameter is tensor:
+                    return f"parameter {name!r} of {type(owner).__name__}"
+    return f"a tensor of shape {tuple(tensor.shape)}"
+
+
+def evaluate_and_capture(
+    evaluate: Callable[[], Tensor], known: Sequence[Tensor], function: Any
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Evaluate f once, and again under a recording mode only if it carries gradients of its own.
+
+    Parameters
+    ----------
+    evaluate : callable
+        Calls f on ``known``, which must not carry gradients.
+    known : sequence of Tensor
+        What f is given openly; never reported.
+    function : callable
+        f itself, for error messages.
+
+    Returns
+    -------
+    result : Tensor
+        f's value, detached.
+    captured : tuple of Tensor
+        The tensors with gradients that f reads from elsewhere, each once, in order of use.
+
+    Raises
+    ------
+    ConditionsError
+        If the value depends on a tensor that requires grad and that cannot be swapped, as happens
+        inside ``torch.jit`` modules. The message names it.
+    """
+    with torch.enable_grad():
+        result = evaluate()
+        if not _functorch.is_active() and not _carries_gradient(result):
+            return result, ()
+        with _Capture(known) as capture:
+            result = evaluate()
+    _refuse_hidden(result, capture, function)
+    return result.detach(), tuple(capture.captured.values())
+
+
+def _carries_gradient(result: Any) -> bool:
+    return isinstance(result, Tensor) and result.requires_grad
+
+
+def _refuse_hidden(result: Any, capture: _Capture, function: Any) -> None:
+    if not _carries_gradient(result) or _functorch.is_wrapped(result):
+        return
+    hidden = [leaf for leaf in _leaves(result) if id(leaf) not in capture.own]
+    if hidden:
+        names = ", ".join(_name_of(leaf, function) for leaf in hidden)
+        raise ConditionsError(
+            f"{_called(function)} depends on {names}, which requires grad but is out of invlayer's reach "
+            "(torch.jit modules read their tensors inside C++): its gradient would be lost. "
+            "Accepted are tensors passed through args=(...), plain nn.Modules and Python closures. "
+            "Pass the original nn.Module instead of its scripted or traced form, or call requires_grad_(False)."
+        )
+
+
+def _called(function: Any) -> str:
+    return f"conditions {getattr(function, '__qualname__', type(function).__name__)!r}"

@@ -1,0 +1,165 @@
+"""The verdict on a solve, per sample, by our own measurement of F(y*).
+
+A solver's word counts for nothing here: SciPy's ``hybr`` calls x² − 2x solved at x = 1.01, where
+F = −0.9999 (scipy issue 17488). One evaluation of the conditions after the solve settles it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from invlayer_core import _functorch
+from invlayer_core.errors import ConvergenceError, ConvergenceWarning
+from invlayer_core.solvers.contract import Status
+
+__all__ = ["SolveInfo", "Verdict", "default_tolerance", "judge", "report_failures"]
+
+_SHOWN = 5  # failing samples named in a message
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Default for both ``atol`` and ``rtol``: 1e-6 in float64, 1e-3 in float32."""
+    return 1e-6 if dtype == torch.float64 else 1e-3
+
+
+@final
+@dataclass(frozen=True)
+class SolveInfo:
+    """What happened in one call, per sample; every tensor has the batch shape ``(*batch,)``.
+
+    Attributes
+    ----------
+    ok : Tensor of bool
+        True where value and gradient may be used.
+    status : tuple of Status
+        One per sample, the batch flattened in row-major order.
+    residual : Tensor
+        ‖F(y*)‖∞ as measured by invlayer; NaN where nothing could be measured.
+    tolerance : Tensor
+        What it was compared with: ``atol + rtol * ‖y*‖∞``.
+    iterations : Tensor of int64
+        As the solver counts them; -1 if it does not say.
+    message : tuple of str
+        The solver's own words, one per sample, the batch flattened.
+    solver : str
+        Which solver ran.
+    batch : str
+        How the batch was run: ``"serial"``, ``"batched"`` or ``"whole"`` (one call of a plain callable).
+    polish : Tensor of int64
+        Newton steps that polishing kept, per sample.
+    aux : tuple of mappings
+        What else the solver returned, one per sample (or one for the whole batch); carries no gradient.
+    """
+
+    ok: Tensor
+    status: tuple[Status, ...]
+    residual: Tensor
+    tolerance: Tensor
+    iterations: Tensor
+    message: tuple[str, ...]
+    solver: str
+    batch: str
+    polish: Tensor
+    aux: tuple[Mapping[str, Any], ...] = field(default=())
+
+
+@final
+@dataclass(frozen=True)
+class Verdict:
+    """Residual, tolerance and status code of every sample, each ``(*batch,)``."""
+
+    residual: Tensor
+    tolerance: Tensor
+    status: Tensor
+
+    @property
+    def ok(self) -> Tensor:
+        """Which samples may be used."""
+        return (self.status == Status.CONVERGED) | (self.status == Status.UNVERIFIED)
+
+
+@torch.no_grad()
+def judge(
+    y: Tensor, residual: Tensor | None, reported: Tensor, *, atol: float | None, rtol: float | None
+) -> Verdict:
+    """Compare the measured residual with the tolerance.
+
+    Parameters
+    ----------
+    y : Tensor of shape ``(*batch, n)``
+        The solution, event dims flattened.
+    residual : Tensor of shape ``(*batch, m)`` or None
+        F(y); None if nothing can be measured.
+    reported : Tensor of int64, shape ``(*batch,)``
+        The solver's own status codes: how a failure is named, never whether it is one.
+    atol, rtol : float or None
+        None takes :func:`default_tolerance`.
+    """
+    default = default_tolerance(y.dtype)
+    size = y.abs().amax(-1) if y.shape[-1] else y.new_zeros(y.shape[:-1])
+    tolerance = (default if atol is None else atol) + (default if rtol is None else rtol) * size
+    finite = y.isfinite().all(-1)
+    if residual is None:
+        good, measured = finite & (reported == Status.CONVERGED), torch.full_like(size, torch.nan)
+        passed = torch.full_like(reported, Status.UNVERIFIED)
+    else:
+        measured = residual.abs().amax(-1) if residual.shape[-1] else torch.zeros_like(size)
+        good = measured <= tolerance  # False for NaN
+        finite = finite & measured.isfinite()
+        passed = torch.full_like(reported, Status.CONVERGED)
+    claimed = torch.where(reported == Status.CONVERGED, int(Status.FALSE_CONVERGENCE), reported)
+    # An exception or a wrong shape explains the NaN it left behind better than "not finite" does.
+    keeps_name = (reported == Status.SOLVER_ERROR) | (reported == Status.WRONG_SHAPE)
+    failed = torch.where(finite | keeps_name, claimed, int(Status.NOT_FINITE))
+    return Verdict(measured, tolerance, torch.where(good & finite, passed, failed))
+
+
+_MEANING = {
+    Status.NOT_CONVERGED: "the solver gave up",
+    Status.FALSE_CONVERGENCE: "the solver reported success, but the conditions do not hold",
+    Status.NOT_FINITE: "the solution or its residual is NaN or infinite",
+    Status.SOLVER_ERROR: "the solver raised an exception",
+    Status.WRONG_SHAPE: "the solver returned something else than a real vector of the right length",
+}
+
+
+def report_failures(
+    info: SolveInfo, on_failure: str, cause: BaseException | None, y: Tensor, inputs: Sequence[Tensor]
+) -> None:
+    """Raise or warn about failed samples, or stay silent, as ``on_failure`` says."""
+    if on_failure in ("nan", "zero_grad") or bool(info.ok.all()):
+        return
+    message = _describe(info, inputs)
+    if on_failure == "warn":
+        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        return
+    raise ConvergenceError(message, info) from cause
+
+
+def _describe(info: SolveInfo, inputs: Sequence[Tensor]) -> str:
+    residual, tolerance = info.residual.reshape(-1), info.tolerance.reshape(-1)
+    bad = [i for i, status in enumerate(info.status) if not status.ok]
+    lines = [
+        f"  sample {i}: {info.status[i].name}, {_MEANING.get(info.status[i], '')}; measured residual "
+        f"{float(residual[i]):.4g}, tolerance {float(tolerance[i]):.1g}. {info.message[i]}".rstrip()
+        for i in bad[:_SHOWN]
+    ]
+    if len(bad) > _SHOWN:
+        lines.append(f"  and {len(bad) - _SHOWN} more")
+    nan = any(t.is_floating_point() and not bool(_functorch.plain(t).isfinite().all()) for t in inputs)
+    return "\n".join(
+        [
+            f"{info.solver}: {len(bad)} of {len(info.status)} samples do not satisfy the conditions at the "
+            "returned solution.",
+            *lines,
+            *(["The inputs already hold NaN or infinity."] if nan else []),
+            "Accepted are residuals within atol + rtol*max|y|. Start closer (y0=), give the solver more room "
+            "(options=), or choose what failed samples become: on_failure='warn' | 'nan' | 'zero_grad'.",
+        ]
+    )

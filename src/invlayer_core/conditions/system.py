@@ -1,0 +1,105 @@
+"""A system of conditions F(y, θ) = 0 in the form that every station of the spine works on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from torch import Tensor
+
+from invlayer_core.captured import Substitution
+from invlayer_core.errors import ConditionsError
+from invlayer_core.structure import Arguments, SystemShape
+
+__all__ = ["System"]
+
+
+@final
+@dataclass(frozen=True)
+class System:
+    """F(y, \\*args) with its shapes, and with θ as a flat list of tensors.
+
+    θ is the tensors of ``args`` followed by the ``captured`` ones.
+
+    Attributes
+    ----------
+    function : callable
+        ``F(y, *args)``, whole-tensor: ``(*batch, *event)`` in, ``(*batch, ...)`` out.
+    arguments : Arguments
+        How ``args`` is rebuilt from tensors.
+    shape : SystemShape
+        Of y.
+    captured : tuple of Tensor
+        Tensors that F reads without being given them; swapped for their θ at each evaluation.
+    jacobian : callable or None
+        The user's own ``∂F/∂y (y, *args) -> (*batch, n, n)``, if there is one.
+    """
+
+    function: Callable[..., Tensor]
+    arguments: Arguments
+    shape: SystemShape
+    captured: tuple[Tensor, ...] = ()
+    jacobian: Callable[..., Tensor] | None = None
+
+    @property
+    def theta(self) -> tuple[Tensor, ...]:
+        """The tensors that F depends on besides y."""
+        return self.arguments.tensors + self.captured
+
+    def with_captured(self, captured: tuple[Tensor, ...]) -> System:
+        """The same system, with the tensors that F captures known."""
+        return replace(self, captured=captured)
+
+    def residual(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
+        """F(y, θ) in the user's own shapes."""
+        return self._call(self.function, y, theta)
+
+    def analytic_jacobian(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
+        """The user's Jacobian as blocks of shape ``(B, n, n)``."""
+        assert self.jacobian is not None
+        blocks = self._call(self.jacobian, y, theta)
+        n = self.shape.size
+        if not isinstance(blocks, Tensor) or blocks.numel() != self.shape.count * n * n:
+            raise ConditionsError(
+                f"jacobian= returned {_describe(blocks)}; accepted is the Jacobian of the conditions with "
+                f"respect to y, of shape {(*self.shape.batch, n, n)}."
+            )
+        return blocks.reshape(self.shape.count, n, n)
+
+    def _call(self, function: Callable[..., Tensor], y: Tensor, theta: Sequence[Tensor]) -> Tensor:
+        args = self.arguments.unflatten(theta)
+        if not self.captured:
+            return function(y, *args)
+        with Substitution(self.captured, theta[-len(self.captured) :]):
+            return function(y, *args)
+
+    def check_residual(self, residual: Any) -> None:
+        """Refuse what is not one real residual vector per system.
+
+        Raises
+        ------
+        ConditionsError
+            Naming the shape or dtype that came and the one that is accepted.
+        """
+        batch = self.shape.batch
+        called = f"conditions {getattr(self.function, '__qualname__', type(self.function).__name__)!r}"
+        if not isinstance(residual, Tensor):
+            raise ConditionsError(f"{called} returned {_describe(residual)}; accepted is one torch.Tensor.")
+        if not residual.is_floating_point():
+            raise ConditionsError(
+                f"{called} returned dtype {residual.dtype}; accepted is a real floating-point tensor."
+            )
+        if residual.ndim < len(batch) or residual.shape[: len(batch)] != batch:
+            raise ConditionsError(
+                f"{called} returned shape {tuple(residual.shape)} for y of shape {tuple(self.shape.full)}, "
+                f"whose batch dims are {tuple(batch)}; accepted is {tuple(batch)} followed by one system's "
+                "equations. If args are batched, give y (or y0) the same batch dims, for example "
+                "y0.expand(B, n); if y is one system, raise event_dims."
+            )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return f"{type(value).__name__}"

@@ -1,0 +1,253 @@
+"""The forward solve: args → y*, without gradient, by any library, under any torch transform.
+
+Outside ``torch.func`` a forward is simply called. Inside, its inputs are wrapped tensors that no library
+can read; ``_OpaqueSolve`` lets torch unwrap them. A mapped dimension (``torch.vmap``) becomes one more
+batch dimension of the conditions, so that a batched solver still runs once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from invlayer_core import _functorch
+from invlayer_core.conditions.system import System
+from invlayer_core.errors import ConditionsError
+from invlayer_core.execution.batched import run_batched
+from invlayer_core.execution.outcome import Outcome, claimed_status
+from invlayer_core.execution.serial import run_serially
+from invlayer_core.solvers.contract import BatchProblem, Solver
+from invlayer_core.structure import Arguments, SystemShape
+
+__all__ = ["CallableForward", "Forward", "RegisteredForward", "run_forward"]
+
+JacobianOf = Callable[[System, Tensor, Sequence[Tensor]], Tensor]
+
+
+class Forward(ABC):
+    """A way to get y* from tensors; called with plain tensors only.
+
+    Attributes
+    ----------
+    name : str
+        For messages and ``info``.
+    how : str
+        How a batch is run, for ``info``.
+    event_dims : int
+        How many trailing dims of y are one system's unknowns.
+    """
+
+    name: str
+    how: str
+    event_dims: int
+
+    @abstractmethod
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        """The solution in its full shape, and the outcome of every sample."""
+
+    @abstractmethod
+    def mapped(self, size: int, dims: Sequence[int | None]) -> Forward:
+        """The same forward for tensors with one more dimension (``dims`` as in ``torch.vmap``)."""
+
+
+@final
+@dataclass(frozen=True)
+class RegisteredForward(Forward):
+    """A registered solver on the conditions; tensors are ``(y0, *theta)``."""
+
+    name: str
+    solver: Solver
+    batched: bool
+    kind: str
+    options: Mapping[str, Any]
+    system: System
+    jacobian_of: JacobianOf
+
+    @property
+    def how(self) -> str:  # type: ignore[override]
+        return "batched" if self.batched else "serial"
+
+    @property
+    def event_dims(self) -> int:  # type: ignore[override]
+        return len(self.system.shape.event)
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        y0, *theta = tensors
+        shape = self.system.shape
+        problem = BatchProblem(
+            kind=self.kind,
+            size=shape.size,
+            batch=shape.count,
+            residual_function=lambda y: self._residual(y, theta),
+            jacobian_function=lambda y: self.jacobian_of(self.system, y.reshape(shape.full), theta),
+        )
+        run = run_batched if self.batched else run_serially
+        outcome = run(self.solver, problem, y0.reshape(shape.count, shape.size), self.options)
+        return outcome.y.reshape(shape.full), outcome
+
+    def _residual(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
+        shape = self.system.shape
+        with torch.no_grad():
+            residual = self.system.residual(y.reshape(shape.full), theta)
+        self.system.check_residual(residual)
+        if residual.numel() != y.numel():
+            raise ConditionsError(
+                f"{self.name} needs as many equations as unknowns; the conditions returned shape "
+                f"{tuple(residual.shape)} for y of shape {tuple(shape.full)}."
+            )
+        return residual.reshape(shape.count, shape.size)
+
+    def mapped(self, size: int, dims: Sequence[int | None]) -> RegisteredForward:
+        theta_dims = (0, *dims[1:])
+        system = self.system
+        mapped = System(
+            function=_mapped(lambda y, *theta: system.residual(y, theta), theta_dims),
+            arguments=Arguments.flatten(tuple(torch.empty(0) for _ in dims[1:])),
+            shape=system.shape.mapped(size),
+            jacobian=None
+            if system.jacobian is None
+            else _mapped(lambda y, *theta: system.analytic_jacobian(y, theta), theta_dims),
+        )
+        return replace(self, system=mapped)
+
+
+def _mapped(function: Callable[..., Tensor], dims: tuple[int | None, ...]) -> Callable[..., Tensor]:
+    return lambda *tensors: torch.vmap(function, in_dims=dims, randomness="different")(*tensors)
+
+
+@final
+@dataclass(frozen=True)
+class CallableForward(Forward):
+    """The user's own solver function, called once on the whole batch; tensors are θ."""
+
+    function: Callable[..., Any]
+    arguments: Arguments
+    event_dims: int
+    has_aux: bool = False
+    name: str = "solver function"
+    how: str = "whole"
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        result = self.function(*self.arguments.unflatten(tensors))
+        aux = ()
+        if self.has_aux and isinstance(result, tuple) and len(result) == 2:
+            result, aux = result[0], (result[1],)
+        if not isinstance(result, Tensor) or not result.is_floating_point():
+            what = f"dtype {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
+            raise ConditionsError(
+                f"{self.name} returned {what}; accepted is one real floating-point torch.Tensor y"
+                f"{' or a pair (y, aux)' if self.has_aux else ''}. Wrap a NumPy function with inv.from_numpy(fn)."
+            )
+        y = result.detach()
+        count = SystemShape.of(y, self.event_dims).count
+        status = claimed_status(True, count, y.device)
+        return y, Outcome(y, status, torch.full_like(status, -1), ("",) * count, None, aux)
+
+    def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:
+        return _Slices(self, size, tuple(dims))
+
+
+@final
+@dataclass(frozen=True)
+class _Slices(Forward):
+    """A user's function called once per slice of a mapped dimension: its batch rule is not ours to guess."""
+
+    inner: Forward
+    size: int
+    dims: tuple[int | None, ...]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.inner.name
+
+    @property
+    def how(self) -> str:  # type: ignore[override]
+        return self.inner.how
+
+    @property
+    def event_dims(self) -> int:  # type: ignore[override]
+        return self.inner.event_dims
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        runs = [
+            self.inner.run([t if d is None else t.select(d, i) for t, d in zip(tensors, self.dims, strict=True)])
+            for i in range(self.size)
+        ]
+        outcomes = [outcome for _, outcome in runs]
+        joined = Outcome(
+            y=torch.stack([outcome.y for outcome in outcomes]),
+            status=torch.cat([outcome.status for outcome in outcomes]),
+            iterations=torch.cat([outcome.iterations for outcome in outcomes]),
+            message=tuple(message for outcome in outcomes for message in outcome.message),
+            aux=tuple(aux for outcome in outcomes for aux in outcome.aux),
+        )
+        return torch.stack([y for y, _ in runs]), joined
+
+    def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:
+        return _Slices(self, size, tuple(dims))
+
+
+@final
+class _Record:
+    """Where an outcome is left: torch passes only tensors out of a Function, and takes lists apart."""
+
+    outcome: Outcome | None = None
+
+
+@final
+class _OpaqueSolve(torch.autograd.Function):
+    """A forward as torch sees it: plain tensors in, plain tensors out, no derivative."""
+
+    @staticmethod
+    def forward(forward: Forward, record: _Record, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        y, outcome = forward.run(tensors)
+        record.outcome = outcome
+        return y, outcome.status.reshape(y.shape[: y.ndim - forward.event_dims])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> None:
+        raise AssertionError("the opaque solve has no derivative; its inputs are detached")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[Any], forward: Forward, record: _Record, *tensors: Tensor) -> Any:
+        dims = in_dims[2:]
+        mapped = forward.mapped(info.batch_size, dims)
+        if isinstance(forward, RegisteredForward):
+            tensors = (_with_leading(tensors[0], dims[0], info.batch_size), *tensors[1:])
+        return _OpaqueSolve.apply(mapped, record, *tensors), (0, 0)
+
+
+def _with_leading(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Outcome]:
+    """Solve, whatever transform is running.
+
+    Returns
+    -------
+    y : Tensor of shape ``(*batch, *event)``
+        Without gradient, wrapped like the inputs.
+    status : Tensor of int64
+        The solver's claims, ``(*batch,)``, wrapped like the inputs.
+    outcome : Outcome
+        Of the whole (folded) batch, plain.
+    """
+    detached = [tensor.detach() for tensor in tensors]
+    if not _functorch.is_active():
+        with torch.no_grad():
+            y, outcome = forward.run(detached)
+        return y, outcome.status.reshape(y.shape[: y.ndim - forward.event_dims]), outcome
+    record = _Record()
+    y, status = _OpaqueSolve.apply(forward, record, *detached)
+    assert record.outcome is not None
+    return y, status, record.outcome

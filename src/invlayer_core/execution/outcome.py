@@ -1,0 +1,57 @@
+"""What a run of a solver over a batch leaves behind, whichever way the batch was run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from invlayer_core.solvers.contract import SolverResult, Status
+
+__all__ = ["Outcome", "claimed_status", "is_programming_error"]
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """Solutions and claims for B samples.
+
+    Attributes
+    ----------
+    y : Tensor of shape ``(B, n)``
+        NaN where there is no solution.
+    status : Tensor of int64, shape ``(B,)``
+        The solver's own claim, as a Status code.
+    iterations : Tensor of int64, shape ``(B,)``
+    message : tuple of str
+        One per sample.
+    cause : exception or None
+        The first exception that a sample raised.
+    aux : tuple of mappings
+    """
+
+    y: Tensor
+    status: Tensor
+    iterations: Tensor
+    message: tuple[str, ...]
+    cause: BaseException | None = None
+    aux: tuple[Mapping[str, Any], ...] = ()
+
+
+def claimed_status(success: Any, count: int, device: torch.device) -> Tensor:
+    """The status codes ``(count,)`` for a solver's claim of success, a bool or a mask."""
+    mask = torch.as_tensor(success, device=device).reshape(-1).expand(count)
+    return torch.where(mask.bool(), int(Status.CONVERGED), int(Status.NOT_CONVERGED))
+
+
+def is_programming_error(error: BaseException) -> bool:
+    """Whether an exception speaks of wrong code or options rather than of a hard sample."""
+    return isinstance(error, (TypeError, NameError, AttributeError, ImportError))
+
+
+def message_of(result: SolverResult) -> str:
+    """The solver's words on one line."""
+    return " ".join(str(result.message).split())

@@ -1,0 +1,211 @@
+"""The spine: from args to a differentiable solution, read top to bottom.
+
+    solve     any library finds y*; no gradient is recorded           execution/
+    certify   F(y*, args) is measured, once, per sample               captured.py, certificate.py
+    polish    optionally, Newton steps on F                           polish.py
+    attach    y* becomes a differentiable function of the args        adjoints/
+
+A problem kind (root, fixed point, inverse, ...) is no more than conditions F and a forward solve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from invlayer_core import _functorch
+from invlayer_core.adjoints.implicit import Adjoint, Implicit
+from invlayer_core.captured import evaluate_and_capture
+from invlayer_core.certificate import SolveInfo, Verdict, judge, report_failures
+from invlayer_core.conditions.system import System
+from invlayer_core.errors import ConditionsError
+from invlayer_core.execution.forward import Forward, run_forward
+from invlayer_core.execution.outcome import Outcome
+from invlayer_core.polish import polish
+from invlayer_core.solvers.contract import Status
+from invlayer_core.structure import Arguments, SystemShape
+
+__all__ = ["OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
+
+OnFailure = Literal["raise", "warn", "nan", "zero_grad"]
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """The keywords that every problem kind shares.
+
+    Parameters
+    ----------
+    on_failure : {"raise", "warn", "nan", "zero_grad"}
+        What a sample becomes whose residual misses the tolerance: an error for the whole call; a warning,
+        with value and gradient as they are; NaN in both; or the value as it is with a zero gradient.
+    atol, rtol : float, optional
+        A sample is accepted if ‖F(y*)‖∞ ≤ atol + rtol ‖y*‖∞. Both default to 1e-6 in float64 and 1e-3
+        in float32.
+    polish : int or "auto"
+        Newton steps on F after the solve, each kept only where it lowers the residual. ``"auto"`` goes on
+        as long as one sample gains, up to 10.
+    event_dims : int
+        The last ``event_dims`` dims of y are one system's unknowns; leading dims are batch.
+    adjoint : Adjoint
+        The rule by which derivatives cross the solve.
+    return_info : bool
+        Return ``(y, SolveInfo)``.
+    """
+
+    on_failure: OnFailure = "raise"
+    atol: float | None = None
+    rtol: float | None = None
+    polish: int | Literal["auto"] = 0
+    event_dims: int = 1
+    adjoint: Adjoint = field(default_factory=Implicit)
+    return_info: bool = False
+
+    def __post_init__(self) -> None:
+        accepted = ("raise", "warn", "nan", "zero_grad")
+        if self.on_failure not in accepted:
+            raise ConditionsError(
+                f"on_failure={self.on_failure!r}: accepted are {', '.join(map(repr, accepted))}."
+            )
+        if self.polish != "auto" and (not isinstance(self.polish, int) or self.polish < 0):
+            raise ConditionsError(f"polish={self.polish!r}: accepted is a number of steps >= 0, or 'auto'.")
+        if not isinstance(self.adjoint, Adjoint):
+            raise ConditionsError(
+                f"adjoint={self.adjoint!r}: accepted is an instance from inv.adjoints, such as Implicit()."
+            )
+        if not isinstance(self.event_dims, int) or self.event_dims < 0:
+            raise ConditionsError(f"event_dims={self.event_dims!r}: accepted is an integer >= 0.")
+
+
+@final
+@dataclass(frozen=True)
+class Solution:
+    """y*, differentiable, with what is known about it."""
+
+    y: Tensor
+    info: SolveInfo
+    outcome: Outcome
+
+
+def solve_implicitly(
+    conditions: Callable[..., Tensor],
+    arguments: Arguments,
+    forward: Forward,
+    tensors: Sequence[Tensor],
+    settings: Settings,
+    *,
+    captured: tuple[Tensor, ...] | None = None,
+    jacobian: Callable[..., Tensor] | None = None,
+    measurable: bool = True,
+) -> Solution:
+    """Solve, certify, polish, attach.
+
+    Parameters
+    ----------
+    conditions : callable
+        F(y, \\*args), zero at the solution.
+    arguments : Arguments
+        args, taken apart.
+    forward : Forward
+        Finds y* from ``tensors``.
+    tensors : sequence of Tensor
+        What the forward is given: θ, or (y0, θ).
+    settings : Settings
+    captured : tuple of Tensor, optional
+        The tensors that F captures, if they had to be found before the solve.
+    jacobian : callable, optional
+        The user's own ∂F/∂y.
+    measurable : bool
+        False if F is known only by its Jacobian, so that its value says nothing.
+    """
+    y, claimed, outcome = run_forward(forward, tensors)
+    system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
+    system, residual = _certify(system, y, find=captured is None)
+    y, residual, steps = polish(system, y, residual, settings.polish)
+    verdict = _judge(system, y, residual if measurable else None, claimed, settings)
+    info = _info(verdict, outcome, forward, steps)
+    report_failures(info, settings.on_failure, outcome.cause, y, arguments.tensors)
+    y = _attach(system, y, verdict, info, settings)
+    return Solution(y, info, outcome)
+
+
+def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
+    """The tensors that F captures, from one evaluation at ``y``."""
+    known = [y.detach(), *(tensor.detach() for tensor in system.theta)]
+    evaluate = lambda: system.residual(known[0], known[1:])  # noqa: E731
+    residual, captured = evaluate_and_capture(evaluate, known, system.function)
+    system.check_residual(residual)
+    return captured
+
+
+def _certify(system: System, y: Tensor, *, find: bool) -> tuple[System, Tensor]:
+    """F(y*, θ) once; the same evaluation tells whether F captures tensors."""
+    known = [y, *(tensor.detach() for tensor in system.theta)]
+    evaluate = lambda: system.residual(known[0], known[1:])  # noqa: E731
+    if find and torch.is_grad_enabled():
+        residual, captured = evaluate_and_capture(evaluate, known, system.function)
+        system = system.with_captured(captured)
+    else:
+        with torch.no_grad():
+            residual = evaluate()
+    system.check_residual(residual)
+    return system, residual.detach()
+
+
+def _judge(system: System, y: Tensor, residual: Tensor | None, claimed: Tensor, settings: Settings) -> Verdict:
+    batch = system.shape.batch
+    return judge(
+        y.reshape(*batch, system.shape.size),
+        None if residual is None else residual.reshape(*batch, residual.shape[len(batch) :].numel()),
+        claimed,
+        atol=settings.atol,
+        rtol=settings.rtol,
+    )
+
+
+def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor) -> SolveInfo:
+    status = _functorch.plain(verdict.status)
+    return SolveInfo(
+        ok=_functorch.plain(verdict.ok),
+        status=tuple(Status(code) for code in status.reshape(-1).tolist()),
+        residual=_functorch.plain(verdict.residual),
+        tolerance=_functorch.plain(verdict.tolerance),
+        iterations=outcome.iterations.reshape(status.shape),
+        message=outcome.message,
+        solver=forward.name,
+        batch=forward.how,
+        polish=_functorch.plain(steps),
+        aux=outcome.aux,
+    )
+
+
+def _attach(system: System, y: Tensor, verdict: Verdict, info: SolveInfo, settings: Settings) -> Tensor:
+    dead = None
+    if not bool(info.ok.all()):
+        y, dead = _bury(system, y, verdict, settings)
+    if not _needs_derivative(system):
+        return y
+    return settings.adjoint.attach(system, y, dead, 0.0 if settings.on_failure == "zero_grad" else torch.nan)
+
+
+def _bury(system: System, y: Tensor, verdict: Verdict, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Which samples have no derivative of their own, and the value they get."""
+    dead = ~verdict.ok
+    if settings.on_failure == "warn":  # as it is, unless it is nothing
+        dead = verdict.status >= int(Status.NOT_FINITE)
+    if settings.on_failure == "nan":
+        mask = dead.reshape(*dead.shape, *(1 for _ in system.shape.event))
+        y = torch.where(mask, torch.full_like(y, torch.nan), y)
+    return y, dead
+
+
+def _needs_derivative(system: System) -> bool:
+    if _functorch.is_active() or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in system.theta)

@@ -1,0 +1,127 @@
+"""Per-sample blocks of a Jacobian from one batched reverse pass, and the test that they are blocks.
+
+For a whole-tensor function of independent samples, ∂r_b/∂y_c = 0 for b ≠ c. Pulling the cotangent
+e_i (the same unit vector for every sample) back through r then gives row i of *every* block at once:
+n vector-Jacobian products instead of B·n.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Size, Tensor
+
+from invlayer_core.errors import ConditionsError, PerformanceWarning
+
+__all__ = [
+    "batched_rows",
+    "check_independent",
+    "cotangent_basis",
+    "full_jacobian_blocks",
+    "probe_cotangent",
+    "refuse_coupled",
+    "to_blocks",
+]
+
+
+def cotangent_basis(residual_shape: Size, batch: Size, like: Tensor) -> Tensor:
+    """The m unit cotangents of one system, repeated over the batch: ``(m, *residual_shape)``."""
+    event = residual_shape[len(batch) :]
+    m = event.numel()
+    unit = torch.eye(m, dtype=like.dtype, device=like.device)
+    return unit.reshape(m, *(1 for _ in batch), *event).expand(m, *residual_shape)
+
+
+def probe_cotangent(residual_shape: Size, like: Tensor) -> Tensor:
+    """One generic cotangent ``(1, *residual_shape)``: fixed, so that no random state is touched.
+
+    Square roots of consecutive integers, modulo 1, are equidistributed and show no pattern that a
+    function could be blind to.
+    """
+    count = residual_shape.numel()
+    steps = torch.arange(1, count + 1, dtype=like.dtype, device=like.device)
+    return (steps.sqrt() * 7.0).frac().add(0.5).reshape(1, *residual_shape)
+
+
+def batched_rows(value: Tensor, y: Tensor, cotangents: Tensor, create_graph: bool) -> Tensor:
+    """Pull ``cotangents`` ``(k, *value)`` back to ``y`` in one batched pass: ``(k, *y)``."""
+    if not value.requires_grad or cotangents.shape[0] == 0:
+        return y.new_zeros(cotangents.shape[0], *y.shape)
+    if cotangents.shape[0] == 1:
+        return _row(value, y, cotangents[0], create_graph)[None]
+    try:
+        (rows,) = torch.autograd.grad(
+            value, y, cotangents, is_grads_batched=True,
+            retain_graph=True, create_graph=create_graph, allow_unused=True,
+        )  # fmt: skip
+    except RuntimeError as error:
+        return _looped_rows(value, y, cotangents, create_graph, error)
+    return y.new_zeros(cotangents.shape[0], *y.shape) if rows is None else rows
+
+
+def _row(value: Tensor, y: Tensor, cotangent: Tensor, create_graph: bool) -> Tensor:
+    (row,) = torch.autograd.grad(
+        value, y, cotangent, retain_graph=True, create_graph=create_graph, allow_unused=True
+    )
+    return torch.zeros_like(y) if row is None else row
+
+
+def _looped_rows(
+    value: Tensor, y: Tensor, cotangents: Tensor, create_graph: bool, reason: RuntimeError
+) -> Tensor:
+    rows = torch.stack([_row(value, y, cotangent, create_graph) for cotangent in cotangents])
+    warnings.warn(
+        f"The Jacobian was taken row by row ({cotangents.shape[0]} passes instead of one), because the "
+        f"conditions cannot be differentiated in a batch: {reason}. The numbers are the same. Give such a "
+        "function a vmap rule (generate_vmap_rule = True), or pass jacobian=, to be fast again.",
+        PerformanceWarning,
+        stacklevel=2,
+    )
+    return rows
+
+
+def to_blocks(rows: Tensor, batch: Size, size: int) -> Tensor:
+    """Rows ``(m, *batch, *event)`` as blocks ``(B, m, n)``."""
+    return rows.reshape(rows.shape[0], batch.numel(), size).movedim(0, 1)
+
+
+def check_independent(blocks: Tensor, probe: Tensor, pulled: Tensor) -> Tensor:
+    """Whether the blocks explain a generic pullback: a boolean scalar, True if the batch is coupled.
+
+    Parameters
+    ----------
+    blocks : Tensor of shape ``(B, m, n)``
+    probe : Tensor of shape ``(B, m)``
+        A generic cotangent.
+    pulled : Tensor of shape ``(B, n)``
+        The probe pulled back through the whole batch: equals ``blocksᵀ probe`` if, and only if,
+        samples do not mix.
+    """
+    expected = (blocks.mT @ probe.unsqueeze(-1)).squeeze(-1)
+    scale = (blocks.abs().mT @ probe.abs().unsqueeze(-1)).squeeze(-1)
+    tolerance = 1e3 * torch.finfo(blocks.dtype).eps * blocks.shape[-1]
+    gap = (pulled - expected).abs() - tolerance * torch.maximum(scale.amax(), pulled.abs().amax())
+    return (gap > 0).any()
+
+
+def refuse_coupled(batch: Size, event_dims: int) -> ConditionsError:
+    """The error for conditions that mix samples."""
+    return ConditionsError(
+        f"the conditions mix the samples of the batch {tuple(batch)} (as BatchNorm does in train mode): "
+        "sample i's residual depends on sample j's unknowns, so there are no per-sample Jacobians. Accepted "
+        "are conditions that treat every sample alone. Put such a module in eval mode, or treat the whole "
+        f"batch as one system with event_dims={event_dims + len(batch)}."
+    )
+
+
+def full_jacobian_blocks(
+    rows_of: Callable[[Tensor], Tensor], residual_shape: Size, batch: Size, size: int, like: Tensor
+) -> Tensor:
+    """The diagonal blocks ``(B, m, n)`` of the whole ``(B, m, B, n)`` Jacobian, row by row."""
+    count = batch.numel()
+    total = residual_shape.numel()
+    unit = torch.eye(total, dtype=like.dtype, device=like.device).reshape(total, *residual_shape)
+    full = rows_of(unit).reshape(count, total // max(count, 1), count, size)
+    return full.diagonal(dim1=0, dim2=2).movedim(-1, 0)

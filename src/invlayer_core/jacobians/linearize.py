@@ -1,0 +1,166 @@
+"""F at (y*, θ) with its derivatives: the blocks ∂F/∂y, the pullback to θ and the pushforward from θ.
+
+Two ways to the same numbers. Outside ``torch.func`` one recorded evaluation of F serves everything,
+through ``autograd.grad``. Inside a ``torch.func`` transform the wrapped tensors need ``torch.func.vjp``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from invlayer_core import _functorch
+from invlayer_core.conditions.system import System
+from invlayer_core.jacobians.blocks import batched_rows
+
+__all__ = ["Linearization", "linearize"]
+
+
+class Linearization(ABC):
+    """F and its first derivatives at one point; every result is differentiable if asked for."""
+
+    system: System
+    y: Tensor
+    theta: Sequence[Tensor]
+    value: Tensor
+
+    @abstractmethod
+    def rows(self, cotangents: Tensor) -> Tensor:
+        """``cotangents`` ``(k, *residual)`` pulled back to y: ``(k, *batch, *event)``."""
+
+    @abstractmethod
+    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """``(∂F/∂θ)ᵀ cotangent`` for every θ that is wanted, None for the others."""
+
+    @abstractmethod
+    def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
+        """``(∂F/∂θ) tangents``, in the shape of the residual."""
+
+
+@final
+class RecordedLinearization(Linearization):
+    """One evaluation of F on the autograd tape.
+
+    With ``create_graph`` the point is an *alias* of (y*, θ): y* depends on θ through this very engine,
+    and an alias cuts that path, so that ``autograd.grad`` gives partial derivatives, while derivatives
+    of the result still flow through the alias to y* and θ.
+    """
+
+    def __init__(
+        self, system: System, y: Tensor, theta: Sequence[Tensor], wanted: Sequence[bool], create_graph: bool
+    ) -> None:
+        self.system = system
+        self.create_graph = create_graph
+        with torch.enable_grad():
+            self.y = _on_tape(y, create_graph, wanted=True)
+            self.theta = [_on_tape(t, create_graph, want) for t, want in zip(theta, wanted, strict=True)]
+            self.value = system.residual(self.y, self.theta)
+
+    def rows(self, cotangents: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return batched_rows(self.value, self.y, cotangents, self.create_graph)
+
+    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        inputs = [tensor for tensor, want in zip(self.theta, wanted, strict=True) if want]
+        if not inputs or not self.value.requires_grad:
+            return tuple(torch.zeros_like(t) if want else None for t, want in zip(self.theta, wanted, strict=True))
+        with torch.enable_grad():
+            grads = torch.autograd.grad(
+                self.value, inputs, cotangent.reshape(self.value.shape),
+                create_graph=self.create_graph, retain_graph=True, allow_unused=True,
+            )  # fmt: skip
+        supply = iter(grads)
+        return tuple(next(supply) if want else None for want in wanted)
+
+    def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
+        # (∂F/∂θ) t is the derivative of the linear map c ↦ (∂F/∂θ)ᵀ c, applied backwards to t: two
+        # reverse passes instead of forward mode, which torch does not nest inside a jvp rule.
+        with torch.enable_grad():
+            cotangent = torch.zeros_like(self.value, requires_grad=True)
+            pairs = [(t, d) for t, d in zip(self.theta, tangents, strict=True) if d is not None]
+            inputs, given = [t for t, _ in pairs], [d for _, d in pairs]
+            if not inputs or not self.value.requires_grad:
+                return torch.zeros_like(self.value)
+            grads = torch.autograd.grad(
+                self.value, inputs, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            (result,) = torch.autograd.grad(
+                grads, cotangent, given,
+                create_graph=self.create_graph, retain_graph=True, allow_unused=True, materialize_grads=True,
+            )  # fmt: skip
+        return result
+
+
+@final
+class TransformedLinearization(Linearization):
+    """F under ``torch.func``: differentiable, mappable and nestable through ``torch.func.vjp``."""
+
+    def __init__(self, system: System, y: Tensor, theta: Sequence[Tensor]) -> None:
+        self.system = system
+        self.y, self.theta = y, tuple(theta)
+        self.value, self._pull_y = torch.func.vjp(lambda point: system.residual(point, self.theta), y)
+
+    def rows(self, cotangents: Tensor) -> Tensor:
+        return torch.vmap(lambda cotangent: self._pull_y(cotangent)[0], randomness="different")(cotangents)
+
+    def _of_theta(self, *theta: Tensor) -> Tensor:
+        return self.system.residual(self.y, theta)
+
+    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        kept = [i for i, want in enumerate(wanted) if want]
+        grads = iter(self._pull_theta(kept)(cotangent.reshape(self.value.shape)))
+        return tuple(next(grads) if want else None for want in wanted)
+
+    def _pull_theta(self, kept: Sequence[int]):  # type: ignore[no-untyped-def]
+        def partial(*moving: Tensor) -> Tensor:
+            theta = list(self.theta)
+            for i, tensor in zip(kept, moving, strict=True):
+                theta[i] = tensor
+            return self.system.residual(self.y, theta)
+
+        return torch.func.vjp(partial, *(self.theta[i] for i in kept))[1]
+
+    def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
+        kept = [
+            i for i, t in enumerate(tangents) if t is not None and self.theta[i].is_floating_point()
+        ]
+        pull = self._pull_theta(kept)
+        _, push = torch.func.vjp(pull, torch.zeros_like(self.value))
+        (result,) = push(tuple(tangents[i] for i in kept))
+        return result
+
+
+def _on_tape(tensor: Tensor, create_graph: bool, wanted: bool) -> Tensor:
+    if create_graph and tensor.requires_grad:
+        return tensor.view_as(tensor)
+    return tensor.detach().requires_grad_(wanted)
+
+
+def linearize(
+    system: System,
+    y: Tensor,
+    theta: Sequence[Tensor],
+    wanted: Sequence[bool] | None = None,
+    *,
+    create_graph: bool = False,
+) -> Linearization:
+    """F and its derivatives at ``(y, theta)``.
+
+    Parameters
+    ----------
+    system : System
+    y : Tensor of shape ``(*batch, *event)``
+    theta : sequence of Tensor
+    wanted : sequence of bool, optional
+        Which of θ will be asked for by ``pullback`` or ``pushforward``; none by default.
+    create_graph : bool
+        Whether results are themselves differentiable with respect to y and θ.
+    """
+    if _functorch.is_active():
+        return TransformedLinearization(system, y, theta)
+    wanted = [False] * len(theta) if wanted is None else wanted
+    return RecordedLinearization(system, y, theta, wanted, create_graph)

@@ -1,0 +1,118 @@
+"""Is J singular *within the accuracy of y**, and what to answer if it is.
+
+A solver stops near a singular root, not on it, so there J is merely ill-conditioned, and LU returns a
+large and meaningless number. What tells a singular point from an ill-conditioned regular one is how J
+changes over the distance by which y* may be off (the quantity h of the Newton–Kantorovich theorem,
+Ortega & Rheinboldt 1970, 12.6): with a step δ of that size,
+
+    h = ‖J(y)⁻¹ (J(y + δ) − J(y))‖,
+
+a regular, converged point has h ≈ 0, while at a double root δ = y/2 makes h = ½ however close y is.
+h is free of the scale of the equations, and its price, one more Jacobian, is only paid for samples
+whose solution of the linear system is suspiciously large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+__all__ = ["Diagnosis", "diagnose", "is_suspicious", "minimum_norm_solution", "damped_solution"]
+
+# Solutions this much larger than their right-hand side are looked at more closely (float64).
+_SUSPICIOUS_GROWTH = 1e5
+# Newton-Kantorovich: h <= 1/2 guarantees a regular root; one tenth keeps a distance.
+_SINGULAR_CHANGE = 0.1
+
+
+@final
+class Diagnosis(NamedTuple):
+    """What was found about every sample; each field has shape ``(B,)``."""
+
+    singular: Tensor
+    condition: Tensor
+    cutoff: Tensor  # singular values of J up to this one cannot be told from zero
+
+
+def is_suspicious(solution: Tensor, rhs: Tensor) -> Tensor:
+    """Samples ``(B,)`` whose solution is not finite, or very large beside its right-hand side."""
+    limit = min(_SUSPICIOUS_GROWTH, 1e-2 / torch.finfo(rhs.dtype).eps)
+    # "not (a <= b)" instead of "a > b": it also catches NaN.
+    return ~(solution.abs().amax(-1) <= limit * rhs.abs().amax(-1))
+
+
+def _svd(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD that survives NaN and infinity (their blocks are replaced by zero: singular)."""
+    finite = blocks.isfinite().all(-1).all(-1)[..., None, None]
+    return torch.linalg.svd(torch.where(finite, blocks, torch.zeros_like(blocks)), full_matrices=False)
+
+
+def _inverse_times(svd: tuple[Tensor, Tensor, Tensor], change: Tensor) -> Tensor:
+    """‖J⁻¹ change‖ by columns: the largest entry of |V Σ⁻¹ Uᵀ change| summed over rows."""
+    u, s, vh = svd
+    return torch.linalg.matrix_norm(vh.mT @ ((u.mT @ change) / s.unsqueeze(-1)), ord="fro")
+
+
+def diagnose(
+    blocks: Tensor,
+    y: Tensor,
+    residual: Tensor,
+    noise: Tensor,
+    jacobian_at: Callable[[Tensor], Tensor],
+) -> Diagnosis:
+    """Examine square blocks ``(B, n, n)`` at ``y`` ``(B, n)``.
+
+    Parameters
+    ----------
+    blocks, y : Tensor
+    residual : Tensor of shape ``(B, n)``
+        F(y): how far the solver stopped from the root.
+    noise : Tensor of shape ``(B, n)``
+        The rounding error of evaluating F there.
+    jacobian_at : callable
+        ``(B, n) -> (B, n, n)``.
+    """
+    svd = _svd(blocks)
+    u, s, vh = svd
+    n = blocks.shape[-1]
+    largest, smallest = s[..., 0], s[..., -1]
+    exact = smallest <= n * torch.finfo(blocks.dtype).eps * largest
+
+    def step(values: Tensor) -> Tensor:
+        return (vh.mT @ ((u.mT @ values.unsqueeze(-1)) / s.unsqueeze(-1))).squeeze(-1)
+
+    worst_noise = step(noise.abs() * torch.where(u[..., -1] < 0, -1.0, 1.0).to(noise))
+    change = torch.zeros_like(smallest)
+    for delta in (-2.0 * step(residual), worst_noise, -worst_noise):
+        moved = jacobian_at(y + torch.nan_to_num(delta, nan=0.0, posinf=0.0, neginf=0.0))
+        ratio = _inverse_times(svd, moved - blocks)
+        change = torch.maximum(change, torch.nan_to_num(ratio, nan=torch.inf))
+    eps = torch.finfo(blocks.dtype).eps
+    return Diagnosis(
+        singular=exact | (change >= _SINGULAR_CHANGE) | ~blocks.isfinite().all(-1).all(-1),
+        condition=torch.nan_to_num(largest / smallest, nan=torch.inf),
+        cutoff=torch.maximum(100.0 * smallest, eps**0.5 * largest),
+    )
+
+
+def minimum_norm_solution(blocks: Tensor, rhs: Tensor, cutoff: Tensor, *, transpose: bool) -> Tensor:
+    """Least-squares solution of least norm, with singular values up to ``cutoff`` taken as zero.
+
+    Differentiable as long as the rank stays what it is (Golub & Pereyra 1973).
+    """
+    matrix = blocks.mT if transpose else blocks
+    pseudo_inverse = torch.linalg.pinv(matrix, atol=cutoff, rtol=0.0)
+    return (pseudo_inverse @ rhs.unsqueeze(-1)).squeeze(-1)
+
+
+def damped_solution(blocks: Tensor, rhs: Tensor, damping: float, *, transpose: bool) -> Tensor:
+    """Tikhonov: the minimiser of ‖A x − rhs‖² + damping² ‖x‖², with A the (transposed) block."""
+    matrix = blocks.mT if transpose else blocks
+    n = matrix.shape[-1]
+    ridge = damping**2 * torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    gram = matrix.mT @ matrix + ridge
+    factors, pivots, _ = torch.linalg.lu_factor_ex(gram)
+    return torch.linalg.lu_solve(factors, pivots, matrix.mT @ rhs.unsqueeze(-1)).squeeze(-1)

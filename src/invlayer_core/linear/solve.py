@@ -1,0 +1,143 @@
+"""Solve J x = b or Jᵀ x = b for a batch, with a decision for every sample whose J is singular."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from invlayer_core import _functorch
+from invlayer_core.errors import ConditionsError, SingularJacobianError
+from invlayer_core.linear.lu import lu_factor, lu_solve
+from invlayer_core.linear.singular import (
+    Diagnosis,
+    damped_solution,
+    is_suspicious,
+    minimum_norm_solution,
+)
+
+__all__ = ["SingularPolicy", "SolveRequest", "solve_blocks"]
+
+SingularPolicy = Literal["raise", "lstsq", "damped", "nan", "zero"]
+
+
+@final
+@dataclass(frozen=True)
+class SolveRequest:
+    """One linear solve per sample.
+
+    Attributes
+    ----------
+    blocks : Tensor of shape ``(B, m, n)``
+    rhs : Tensor of shape ``(B, n)`` if ``transpose`` else ``(B, m)``
+    transpose : bool
+    singular : str
+        What to answer for singular samples.
+    damping : float
+        For ``singular="damped"``.
+    diagnose : callable
+        Examines the blocks; called only when a solution looks suspicious.
+    """
+
+    blocks: Tensor
+    rhs: Tensor
+    transpose: bool
+    singular: SingularPolicy
+    damping: float
+    diagnose: Callable[[], Diagnosis]
+
+
+def solve_blocks(request: SolveRequest) -> Tensor:
+    """x of shape ``(B, n)``, or ``(B, m)`` if transposed; differentiable to any order.
+
+    Raises
+    ------
+    SingularJacobianError
+        If a sample's block is singular and the policy is ``"raise"``.
+    ConditionsError
+        If blocks are not square and the policy is not ``"lstsq"`` or ``"damped"``.
+    """
+    if request.blocks.shape[-1] != request.blocks.shape[-2]:
+        return _solve_rectangular(request)
+    solution = _lu(request.blocks, request)
+    with torch.no_grad():
+        suspicious = is_suspicious(solution, request.rhs)
+        if not bool(_functorch.plain(suspicious).any()):
+            return solution
+        found = request.diagnose()
+        # A sample whose cotangent is zero asks for nothing: its answer is zero, singular or not.
+        unasked = (request.rhs == 0).all(-1)
+        singular = found.singular & suspicious
+    if not bool(_functorch.plain(singular).any()):
+        return solution
+    if request.singular == "raise" and bool(_functorch.plain(singular & ~unasked).any()):
+        raise _singular_error(_functorch.plain(singular & ~unasked), _functorch.plain(found.condition), request)
+    return _answer_singular(request, found, singular, unasked)
+
+
+def _lu(blocks: Tensor, request: SolveRequest) -> Tensor:
+    return lu_solve(blocks, request.rhs, lu_factor(blocks.detach()), transpose=request.transpose)
+
+
+def _answer_singular(request: SolveRequest, found: Diagnosis, singular: Tensor, unasked: Tensor) -> Tensor:
+    """LU for regular samples, the policy's answer for singular ones; neither sees the other's blocks.
+
+    Replacing the other kind's blocks by the identity *before* solving keeps NaN out of derivatives: the
+    derivative of ``where(mask, finite, nan)`` is NaN.
+    """
+    mask = singular.unsqueeze(-1)
+    identity = torch.eye(request.blocks.shape[-1], dtype=request.blocks.dtype, device=request.blocks.device)
+    regular_blocks = torch.where(mask.unsqueeze(-1), identity, request.blocks)
+    regular = _lu(regular_blocks, request)
+    singular_blocks = torch.where(mask.unsqueeze(-1), request.blocks, identity)
+    answer = _policy_answer(request, singular_blocks, found)
+    answer = torch.where(unasked.unsqueeze(-1), torch.zeros_like(answer), answer)
+    return torch.where(mask, answer, regular)
+
+
+def _policy_answer(request: SolveRequest, blocks: Tensor, found: Diagnosis) -> Tensor:
+    rhs, transpose = request.rhs, request.transpose
+    if request.singular == "lstsq":
+        return minimum_norm_solution(blocks, rhs, found.cutoff, transpose=transpose)
+    if request.singular == "damped":
+        return damped_solution(blocks, rhs, request.damping, transpose=transpose)
+    return torch.full_like(rhs, torch.nan if request.singular == "nan" else 0.0)
+
+
+def _solve_rectangular(request: SolveRequest) -> Tensor:
+    m, n = request.blocks.shape[-2:]
+    if request.singular == "damped":
+        return damped_solution(request.blocks, request.rhs, request.damping, transpose=request.transpose)
+    if request.singular == "lstsq":
+        largest = torch.linalg.matrix_norm(request.blocks.detach(), ord=2)
+        cutoff = largest * max(m, n) * torch.finfo(request.blocks.dtype).eps
+        return minimum_norm_solution(request.blocks, request.rhs, cutoff, transpose=request.transpose)
+    raise ConditionsError(
+        f"the conditions give {m} equations for {n} unknowns, so their Jacobian has no inverse. Accepted are "
+        "as many equations as unknowns; or, with adjoint=Implicit(singular='lstsq'), the derivative by the "
+        "Moore-Penrose inverse J⁺: the smallest change of y that keeps the equations (more unknowns than "
+        "equations), or the one that fits them best (fewer)."
+    )
+
+
+def _singular_error(singular: Tensor, condition: Tensor, request: SolveRequest) -> SingularJacobianError:
+    bad = singular.reshape(-1).nonzero().reshape(-1).tolist()
+    shown = ", ".join(f"sample {i} (condition {float(condition.reshape(-1)[i]):.1e})" for i in bad[:5])
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    return SingularJacobianError(
+        f"the Jacobian of the conditions is singular at the solution of {shown}{more}, of "
+        f"{singular.numel()} samples: y is not a differentiable function of the args there (a double "
+        f"root, a fold, or redundant equations). {_nan_origin(request)}Accepted are regular samples; or choose what "
+        "a singular one should give: adjoint=Implicit(singular='lstsq' | 'damped' | 'nan' | 'zero')."
+    )
+
+
+def _nan_origin(request: SolveRequest) -> str:
+    if not bool(_functorch.plain(request.rhs).isfinite().all()):
+        return "The cotangent that came in already holds NaN or infinity. "
+    if not bool(_functorch.plain(request.blocks).isfinite().all()):
+        return "The Jacobian holds NaN or infinity. "
+    return ""

@@ -1,0 +1,86 @@
+"""From a spec to a solver: check what it requires, import its factory, make the instance."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from operator import attrgetter
+
+from invlayer_core.errors import SolverLoadError
+from invlayer_core.solvers.contract import Solver
+from invlayer_core.solvers.discovery import Plugin
+from invlayer_core.solvers.requirements import unmet_requirement
+from invlayer_core.solvers.spec import SolverSpec
+
+__all__ = ["load_solver"]
+
+
+def load_solver(spec: SolverSpec, plugin: Plugin) -> Solver:
+    """Import the class that a spec names, and make an instance of it.
+
+    Parameters
+    ----------
+    spec : SolverSpec
+        ``spec.factory`` is ``"module:Class"``; the module may be ``__main__``.
+    plugin : Plugin
+        Who registered it; named in every error.
+
+    Raises
+    ------
+    SolverLoadError
+        If a requirement is not met, the module cannot be imported, or the class is not a concrete
+        :class:`~invlayer_core.Solver`, as batched as its spec, that can be made without arguments.
+    """
+    if unmet := unmet_requirement(spec.requires):
+        raise SolverLoadError(_message(spec, plugin, unmet))
+    factory = _import_factory(spec, plugin)
+    if not (isinstance(factory, type) and issubclass(factory, Solver)):
+        raise SolverLoadError(
+            _message(spec, plugin, f"its factory {spec.factory!r} is {factory!r}, not a subclass of Solver")
+        )
+    if inspect.isabstract(factory):
+        lacking = ", ".join(sorted(factory.__abstractmethods__))
+        raise SolverLoadError(_message(spec, plugin, f"its class {spec.factory!r} does not define {lacking}"))
+    if factory.batched is not spec.batched:
+        differ = f"has batched={factory.batched}, its spec batched={spec.batched}; they must agree"
+        raise SolverLoadError(_message(spec, plugin, f"its class {spec.factory!r} {differ}"))
+    return _instance(factory, spec, plugin)
+
+
+def _import_factory(spec: SolverSpec, plugin: Plugin) -> object:
+    module_name, _, attribute = spec.factory.partition(":")
+    try:
+        module = import_module(module_name)
+    except ImportError as exc:
+        lacking = f" (missing: {exc.name})" if isinstance(exc, ModuleNotFoundError) and exc.name else ""
+        raise SolverLoadError(
+            _message(spec, plugin, _raised(f"importing {module_name!r}", exc) + lacking)
+        ) from exc
+    except Exception as exc:  # a broken shared library raises OSError, a broken module anything
+        raise SolverLoadError(_message(spec, plugin, _raised(f"importing {module_name!r}", exc))) from exc
+    try:
+        return attrgetter(attribute)(module)
+    except AttributeError as exc:
+        what = f"its factory {spec.factory!r} does not exist: {module_name!r} has no {attribute!r}"
+        raise SolverLoadError(_message(spec, plugin, what)) from exc
+
+
+def _instance(factory: type[Solver], spec: SolverSpec, plugin: Plugin) -> Solver:
+    try:
+        return factory()
+    except Exception as exc:
+        raise SolverLoadError(
+            _message(
+                spec, plugin, f"{_raised(f'{spec.factory!r}()', exc)}; a factory is called without arguments"
+            )
+        ) from exc
+
+
+def _raised(what: str, exc: Exception) -> str:
+    return f"{what} raised {type(exc).__name__}: {exc}"
+
+
+def _message(spec: SolverSpec, plugin: Plugin, reason: str) -> str:
+    requires = f" It requires {', '.join(spec.requires)}." if spec.requires else ""
+    install = f" To install what it needs: {spec.install}" if spec.install else ""
+    return f"get_solver({spec.name!r}), registered by {plugin}: {reason}.{requires}{install}"

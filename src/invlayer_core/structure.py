@@ -1,0 +1,109 @@
+"""Shapes and arguments: which dims are batch, which are one system's unknowns, what is a tensor.
+
+The one rule, with no guessing: the last ``event_dims`` dims of y are the unknowns of one system, all
+leading dims are batch. ``(n,)`` with ``event_dims=1`` is one system, ``(B, n)`` is B systems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Size, Tensor
+from torch.utils import _pytree
+
+from invlayer_core.errors import ConditionsError
+
+__all__ = ["Arguments", "SystemShape"]
+
+
+@final
+@dataclass(frozen=True)
+class SystemShape:
+    """The shape of the unknown y, split into batch dims and event dims.
+
+    Attributes
+    ----------
+    batch : torch.Size
+        Leading dims: one system each.
+    event : torch.Size
+        The unknowns of one system.
+    """
+
+    batch: Size
+    event: Size
+
+    @classmethod
+    def of(cls, y: Tensor, event_dims: int) -> SystemShape:
+        """Split the shape of ``y``.
+
+        Raises
+        ------
+        ConditionsError
+            If ``y`` has fewer than ``event_dims`` dims.
+
+        Examples
+        --------
+        >>> SystemShape.of(torch.zeros(5, 3), event_dims=1).size
+        3
+        """
+        if y.ndim < event_dims:
+            raise ConditionsError(
+                f"y has shape {tuple(y.shape)}, with fewer dims than event_dims={event_dims}. The last "
+                "event_dims dims of y are one system's unknowns; pass event_dims=0 for elementwise scalars."
+            )
+        split = y.ndim - event_dims
+        return cls(y.shape[:split], y.shape[split:])
+
+    @property
+    def full(self) -> Size:
+        """``(*batch, *event)``."""
+        return self.batch + self.event
+
+    @property
+    def count(self) -> int:
+        """B, the number of systems."""
+        return self.batch.numel()
+
+    @property
+    def size(self) -> int:
+        """n, the number of unknowns of one system."""
+        return self.event.numel()
+
+    def mapped(self, size: int) -> SystemShape:
+        """The shape with one more leading batch dim."""
+        return SystemShape(Size((size, *self.batch)), self.event)
+
+
+_TENSOR = object()  # marks the place of a tensor among the leaves
+
+
+@final
+@dataclass(frozen=True)
+class Arguments:
+    """The args of the conditions, taken apart into tensors (θ) and everything else.
+
+    Attributes
+    ----------
+    tensors : tuple of Tensor
+        Every tensor found in the pytree ``args``, in order.
+    """
+
+    tensors: tuple[Tensor, ...]
+    _spec: Any
+    _leaves: tuple[Any, ...]
+
+    @classmethod
+    def flatten(cls, args: Any) -> Arguments:
+        """Take ``args`` apart: a tuple of pytrees, or one object standing for ``(object,)``."""
+        leaves, spec = _pytree.tree_flatten(args if isinstance(args, tuple) else (args,))
+        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        return cls(tensors, spec, tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+
+    def unflatten(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The args again, with the first of ``tensors`` in the places of the original ones."""
+        supply = iter(tensors)
+        leaves = [next(supply) if leaf is _TENSOR else leaf for leaf in self._leaves]
+        return tuple(_pytree.tree_unflatten(leaves, self._spec))

@@ -160,9 +160,10 @@ def evaluate_and_capture(
         result = evaluate()
         if not _functorch.is_active() and not _carries_gradient(result):
             return result, ()
+        start = _graph_clock()
         with _Capture(known) as capture:
             result = evaluate()
-    _refuse_hidden(result, capture, function)
+    _refuse_hidden(result, capture, start, function)
     return result.detach(), tuple(capture.captured.values())
 
 
@@ -170,12 +171,26 @@ def _carries_gradient(result: Any) -> bool:
     return isinstance(result, Tensor) and result.requires_grad
 
 
-def _refuse_hidden(result: Any, capture: _Capture, function: Any) -> None:
-    if not _carries_gradient(result) or _functorch.is_wrapped(result):
-        return
-    hidden = [leaf for leaf in _leaves(result) if id(leaf) not in capture.own]
+def _graph_clock() -> int:
+    """The sequence number that torch gives to the next node of the graph."""
+    node = (torch.zeros((), requires_grad=True) * 1.0).grad_fn
+    return int(node._sequence_nr())  # type: ignore[union-attr]
+
+
+def _refuse_hidden(result: Any, capture: _Capture, start: int, function: Any) -> None:
+    """Raise if a gradient reaches the result by a way that substitution cannot cut.
+
+    Either the result still has a graph of its own, or a "captured" tensor was made during the evaluation
+    (by code that no mode sees), so that another evaluation would make another one.
+    """
+    hidden: list[Tensor] = []
+    if _carries_gradient(result) and not _functorch.is_wrapped(result):
+        hidden += [leaf for leaf in _leaves(result) if id(leaf) not in capture.own]
+    for tensor in capture.captured.values():
+        if tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() >= start:
+            hidden += _leaves(tensor)
     if hidden:
-        names = ", ".join(_name_of(leaf, function) for leaf in hidden)
+        names = ", ".join(dict.fromkeys(_name_of(leaf, function) for leaf in hidden))
         raise ConditionsError(
             f"{_called(function)} depends on {names}, which requires grad but is out of invlayer's reach "
             "(torch.jit modules read their tensors inside C++): its gradient would be lost. "

@@ -6,7 +6,6 @@ F = −0.9999 (scipy issue 17488). One evaluation of the conditions after the so
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.errors import ConvergenceError, ConvergenceWarning
+from invlayer_core.errors import ConvergenceError, ConvergenceWarning, warn_user
 from invlayer_core.solvers.contract import Status
 
 __all__ = ["SolveInfo", "Verdict", "default_tolerance", "judge", "report_failures"]
@@ -137,7 +136,7 @@ def report_failures(
         return
     message = _describe(info, inputs)
     if on_failure == "warn":
-        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        warn_user(message, ConvergenceWarning)
         return
     raise ConvergenceError(message, info) from cause
 

@@ -18,6 +18,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,7 +37,10 @@ __all__ = [
     "SolverLoadError",
     "SolverNotFoundError",
     "UnsupportedTransformError",
+    "warn_user",
 ]
+
+_PACKAGE = os.path.dirname(__file__)
 
 
 class InvlayerError(Exception):
@@ -85,3 +91,12 @@ class ConvergenceWarning(UserWarning):
 
 class PerformanceWarning(UserWarning):
     """The result is right, but a slower way had to be taken; the message says why."""
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's code, however deep inside the package (or torch) this is called."""
+    outside = (_PACKAGE, os.path.join(os.path.dirname(sys.modules["torch"].__file__ or ""), ""))
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(outside):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -170,6 +170,7 @@ class _Rule:
             blocks=blocks, rhs=rhs, transpose=transpose,
             singular=self.settings.singular, damping=self.settings.damping,
             diagnose=lambda: self._diagnose(linearization, blocks.detach()),
+            exempt=None if dead is None else dead.reshape(-1),
         )  # fmt: skip
         return solve_blocks(request)
 

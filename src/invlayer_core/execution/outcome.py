@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from invlayer_core.errors import ConditionsError
 from invlayer_core.solvers.contract import SolverResult, Status
 
 __all__ = ["Outcome", "claimed_status", "is_programming_error"]
@@ -49,7 +50,7 @@ def claimed_status(success: Any, count: int, device: torch.device) -> Tensor:
 
 def is_programming_error(error: BaseException) -> bool:
     """Whether an exception speaks of wrong code or options rather than of a hard sample."""
-    return isinstance(error, (TypeError, NameError, AttributeError, ImportError))
+    return isinstance(error, (TypeError, NameError, AttributeError, ImportError, ConditionsError))
 
 
 def message_of(result: SolverResult) -> str:

@@ -7,13 +7,12 @@ n vector-Jacobian products instead of B·n.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Size, Tensor
 
-from invlayer_core.errors import ConditionsError, PerformanceWarning
+from invlayer_core.errors import ConditionsError, PerformanceWarning, warn_user
 
 __all__ = [
     "batched_rows",
@@ -72,12 +71,11 @@ def _looped_rows(
     value: Tensor, y: Tensor, cotangents: Tensor, create_graph: bool, reason: RuntimeError
 ) -> Tensor:
     rows = torch.stack([_row(value, y, cotangent, create_graph) for cotangent in cotangents])
-    warnings.warn(
+    warn_user(
         f"The Jacobian was taken row by row ({cotangents.shape[0]} passes instead of one), because the "
         f"conditions cannot be differentiated in a batch: {reason}. The numbers are the same. Give such a "
         "function a vmap rule (generate_vmap_rule = True), or pass jacobian=, to be fast again.",
         PerformanceWarning,
-        stacklevel=2,
     )
     return rows
 

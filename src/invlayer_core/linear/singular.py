@@ -104,7 +104,7 @@ def minimum_norm_solution(blocks: Tensor, rhs: Tensor, cutoff: Tensor, *, transp
     Differentiable as long as the rank stays what it is (Golub & Pereyra 1973).
     """
     matrix = blocks.mT if transpose else blocks
-    pseudo_inverse = torch.linalg.pinv(matrix, atol=cutoff, rtol=0.0)
+    pseudo_inverse = torch.linalg.pinv(matrix, atol=cutoff, rtol=torch.zeros_like(cutoff))
     return (pseudo_inverse @ rhs.unsqueeze(-1)).squeeze(-1)
 
 

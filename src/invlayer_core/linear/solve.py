@@ -40,6 +40,8 @@ class SolveRequest:
         For ``singular="damped"``.
     diagnose : callable
         Examines the blocks; called only when a solution looks suspicious.
+    exempt : Tensor of shape ``(B,)`` or None
+        Samples that have been decided already, and are not to be examined.
     """
 
     blocks: Tensor
@@ -48,6 +50,7 @@ class SolveRequest:
     singular: SingularPolicy
     damping: float
     diagnose: Callable[[], Diagnosis]
+    exempt: Tensor | None = None
 
 
 def solve_blocks(request: SolveRequest) -> Tensor:
@@ -65,6 +68,8 @@ def solve_blocks(request: SolveRequest) -> Tensor:
     solution = _lu(request.blocks, request)
     with torch.no_grad():
         suspicious = is_suspicious(solution, request.rhs)
+        if request.exempt is not None:
+            suspicious = suspicious & ~request.exempt
         if not bool(_functorch.plain(suspicious).any()):
             return solution
         found = request.diagnose()

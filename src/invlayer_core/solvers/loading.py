@@ -35,15 +35,10 @@ def load_solver(spec: SolverSpec, plugin: Plugin) -> Solver:
         raise SolverLoadError(_message(spec, plugin, unmet))
     factory = _import_factory(spec, plugin)
     if not (isinstance(factory, type) and issubclass(factory, Solver)):
-        raise SolverLoadError(
-            _message(spec, plugin, f"its factory {spec.factory!r} is {factory!r}, not a subclass of Solver")
-        )
-    if inspect.isabstract(factory):
-        lacking = ", ".join(sorted(factory.__abstractmethods__))
-        raise SolverLoadError(_message(spec, plugin, f"its class {spec.factory!r} does not define {lacking}"))
-    if factory.batched is not spec.batched:
-        differ = f"has batched={factory.batched}, its spec batched={spec.batched}; they must agree"
-        raise SolverLoadError(_message(spec, plugin, f"its class {spec.factory!r} {differ}"))
+        reason = f"its factory {spec.factory!r} is {factory!r}, not a subclass of Solver"
+        raise SolverLoadError(_message(spec, plugin, reason))
+    if unfit := _unfit(factory, spec):
+        raise SolverLoadError(_message(spec, plugin, f"its class {spec.factory!r} {unfit}"))
     return _instance(factory, spec, plugin)
 
 
@@ -51,18 +46,23 @@ def _import_factory(spec: SolverSpec, plugin: Plugin) -> object:
     module_name, _, attribute = spec.factory.partition(":")
     try:
         module = import_module(module_name)
-    except ImportError as exc:
-        lacking = f" (missing: {exc.name})" if isinstance(exc, ModuleNotFoundError) and exc.name else ""
-        raise SolverLoadError(
-            _message(spec, plugin, _raised(f"importing {module_name!r}", exc) + lacking)
-        ) from exc
     except Exception as exc:  # a broken shared library raises OSError, a broken module anything
-        raise SolverLoadError(_message(spec, plugin, _raised(f"importing {module_name!r}", exc))) from exc
+        missing = getattr(exc, "name", None) if isinstance(exc, ModuleNotFoundError) else None
+        reason = _raised(f"importing {module_name!r}", exc) + (f" (missing: {missing})" if missing else "")
+        raise SolverLoadError(_message(spec, plugin, reason)) from exc
     try:
         return attrgetter(attribute)(module)
     except AttributeError as exc:
-        what = f"its factory {spec.factory!r} does not exist: {module_name!r} has no {attribute!r}"
-        raise SolverLoadError(_message(spec, plugin, what)) from exc
+        reason = f"its factory {spec.factory!r} does not exist: {module_name!r} has no {attribute!r}"
+        raise SolverLoadError(_message(spec, plugin, reason)) from exc
+
+
+def _unfit(factory: type[Solver], spec: SolverSpec) -> str | None:
+    if inspect.isabstract(factory):
+        return f"does not define {', '.join(sorted(factory.__abstractmethods__))}"
+    if factory.batched is not spec.batched:
+        return f"has batched={factory.batched}, its spec batched={spec.batched}; they must agree"
+    return None
 
 
 def _instance(factory: type[Solver], spec: SolverSpec, plugin: Plugin) -> Solver:

@@ -7,11 +7,34 @@ running, how many forward-mode levels are nested, and what plain values stand be
 
 from __future__ import annotations
 
+import inspect
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 from torch._C import _functorch as _C
 
-__all__ = ["forward_mode_depth", "is_active", "is_wrapped", "level_of", "plain", "transform_depth"]
+__all__ = [
+    "forward_mode_depth",
+    "is_active",
+    "is_wrapped",
+    "level_of",
+    "plain",
+    "transform_depth",
+    "with_cached_signature",
+]
+
+FunctionClass = TypeVar("FunctionClass", bound=type[torch.autograd.Function])
+
+
+def with_cached_signature(cls: FunctionClass) -> FunctionClass:
+    """Class decorator: work out the signature of ``forward`` once instead of at every ``apply``.
+
+    ``Function.apply`` calls ``inspect.signature(cls.forward)`` each time, which costs as much as the whole
+    of a small forward; ``inspect`` takes a ready ``__signature__`` where there is one.
+    """
+    cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+    return cls
 
 
 def _interpreter_names() -> list[str]:

@@ -17,7 +17,7 @@ from invlayer_core import _functorch
 from invlayer_core.errors import ConvergenceError, ConvergenceWarning, warn_user
 from invlayer_core.solvers.contract import Status
 
-__all__ = ["SolveInfo", "Verdict", "default_tolerance", "judge", "report_failures"]
+__all__ = ["SolveInfo", "Verdict", "all_hold", "default_tolerance", "judge", "report_failures"]
 
 _SHOWN = 5  # failing samples named in a message
 
@@ -83,9 +83,29 @@ class Verdict:
         return (self.status == Status.CONVERGED) | (self.status == Status.UNVERIFIED)
 
 
+def _largest(vectors: Tensor) -> Tensor:
+    """‖·‖∞ of ``(*batch, n)``; 0 where n is 0."""
+    return vectors.abs().amax(-1) if vectors.shape[-1] else vectors.new_zeros(vectors.shape[:-1])
+
+
+def _tolerance(y: Tensor, atol: float | None, rtol: float | None) -> Tensor:
+    default = default_tolerance(y.dtype)
+    return (default if atol is None else atol) + (default if rtol is None else rtol) * _largest(y)
+
+
+@torch.no_grad()
+def all_hold(y: Tensor, residual: Tensor, atol: float | None, rtol: float | None) -> bool:
+    """Whether every sample is within its tolerance: the verdict in the common case, at the least cost.
+
+    NaN fails both comparisons, and an infinite y has an infinite tolerance.
+    """
+    tolerance = _tolerance(y, atol, rtol)
+    return bool(_functorch.plain((_largest(residual) <= tolerance) & (tolerance < torch.inf)).all())
+
+
 @torch.no_grad()
 def judge(
-    y: Tensor, residual: Tensor | None, reported: Tensor, *, atol: float | None, rtol: float | None
+    y: Tensor, residual: Tensor | None, reported: Tensor, atol: float | None, rtol: float | None
 ) -> Verdict:
     """Compare the measured residual with the tolerance.
 
@@ -100,15 +120,13 @@ def judge(
     atol, rtol : float or None
         None takes :func:`default_tolerance`.
     """
-    default = default_tolerance(y.dtype)
-    size = y.abs().amax(-1) if y.shape[-1] else y.new_zeros(y.shape[:-1])
-    tolerance = (default if atol is None else atol) + (default if rtol is None else rtol) * size
+    tolerance = _tolerance(y, atol, rtol)
     finite = y.isfinite().all(-1)
     if residual is None:
-        good, measured = finite & (reported == Status.CONVERGED), torch.full_like(size, torch.nan)
+        good, measured = finite & (reported == Status.CONVERGED), torch.full_like(tolerance, torch.nan)
         passed = torch.full_like(reported, Status.UNVERIFIED)
     else:
-        measured = residual.abs().amax(-1) if residual.shape[-1] else torch.zeros_like(size)
+        measured = _largest(residual)
         good = measured <= tolerance  # False for NaN
         finite = finite & measured.isfinite()
         passed = torch.full_like(reported, Status.CONVERGED)
@@ -129,7 +147,7 @@ _MEANING = {
 
 
 def report_failures(
-    info: SolveInfo, on_failure: str, cause: BaseException | None, y: Tensor, inputs: Sequence[Tensor]
+    info: SolveInfo, on_failure: str, cause: BaseException | None, inputs: Sequence[Tensor]
 ) -> None:
     """Raise or warn about failed samples, or stay silent, as ``on_failure`` says."""
     if on_failure in ("nan", "zero_grad") or bool(info.ok.all()):

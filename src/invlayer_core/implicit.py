@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from invlayer_core import _functorch
 from invlayer_core.adjoints.implicit import Adjoint, Implicit
 from invlayer_core.captured import evaluate_and_capture
-from invlayer_core.certificate import SolveInfo, Verdict, judge, report_failures
+from invlayer_core.certificate import SolveInfo, Verdict, all_hold, judge, report_failures
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import Forward, run_forward
@@ -86,10 +86,10 @@ class Settings:
 @final
 @dataclass(frozen=True)
 class Solution:
-    """y*, differentiable, with what is known about it."""
+    """y*, differentiable, with what is known about it (``info`` only if asked for, or if a sample failed)."""
 
     y: Tensor
-    info: SolveInfo
+    info: SolveInfo | None
     outcome: Outcome
 
 
@@ -128,11 +128,15 @@ def solve_implicitly(
     system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
     system, residual = _certify(system, y, find=captured is None)
     y, residual, steps = polish(system, y, residual, settings.polish)
-    verdict = _judge(system, y, residual if measurable else None, claimed, settings)
+    measured = _per_sample(system, residual) if measurable else None
+    flat, tolerances = _per_sample(system, y), (settings.atol, settings.rtol)
+    if measured is not None and not settings.return_info and all_hold(flat, measured, *tolerances):
+        return Solution(_attach(system, y, None, settings), None, outcome)  # no one asked for more
+    verdict = judge(flat, measured, outcome.status if claimed is None else claimed, *tolerances)
     info = _info(verdict, outcome, forward, steps)
-    report_failures(info, settings.on_failure, outcome.cause, y, arguments.tensors)
-    y = _attach(system, y, verdict, info, settings)
-    return Solution(y, info, outcome)
+    report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
+    y, dead = _bury(system, y, verdict, info, settings)
+    return Solution(_attach(system, y, dead, settings), info, outcome)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
@@ -158,15 +162,10 @@ def _certify(system: System, y: Tensor, *, find: bool) -> tuple[System, Tensor]:
     return system, residual.detach()
 
 
-def _judge(system: System, y: Tensor, residual: Tensor | None, claimed: Tensor, settings: Settings) -> Verdict:
+def _per_sample(system: System, tensor: Tensor) -> Tensor:
+    """One vector per sample: ``(*batch, m)``."""
     batch = system.shape.batch
-    return judge(
-        y.reshape(*batch, system.shape.size),
-        None if residual is None else residual.reshape(*batch, residual.shape[len(batch) :].numel()),
-        claimed,
-        atol=settings.atol,
-        rtol=settings.rtol,
-    )
+    return tensor.reshape(*batch, tensor.shape[len(batch) :].numel())
 
 
 def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor) -> SolveInfo:
@@ -185,17 +184,12 @@ def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor) -
     )
 
 
-def _attach(system: System, y: Tensor, verdict: Verdict, info: SolveInfo, settings: Settings) -> Tensor:
-    dead = None
-    if not bool(info.ok.all()):
-        y, dead = _bury(system, y, verdict, settings)
-    if not _needs_derivative(system):
-        return y
-    return settings.adjoint.attach(system, y, dead, 0.0 if settings.on_failure == "zero_grad" else torch.nan)
-
-
-def _bury(system: System, y: Tensor, verdict: Verdict, settings: Settings) -> tuple[Tensor, Tensor]:
+def _bury(
+    system: System, y: Tensor, verdict: Verdict, info: SolveInfo, settings: Settings
+) -> tuple[Tensor, Tensor | None]:
     """Which samples have no derivative of their own, and the value they get."""
+    if bool(info.ok.all()):
+        return y, None
     dead = ~verdict.ok
     if settings.on_failure == "warn":  # as it is, unless it is nothing
         dead = verdict.status >= int(Status.NOT_FINITE)
@@ -203,6 +197,12 @@ def _bury(system: System, y: Tensor, verdict: Verdict, settings: Settings) -> tu
         mask = dead.reshape(*dead.shape, *(1 for _ in system.shape.event))
         y = torch.where(mask, torch.full_like(y, torch.nan), y)
     return y, dead
+
+
+def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings) -> Tensor:
+    if not _needs_derivative(system):
+        return y
+    return settings.adjoint.attach(system, y, dead, 0.0 if settings.on_failure == "zero_grad" else torch.nan)
 
 
 def _needs_derivative(system: System) -> bool:

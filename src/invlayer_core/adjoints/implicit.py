@@ -133,6 +133,8 @@ class _Rule:
     def pullback(
         self, y: Tensor, dead: Tensor | None, theta: Sequence[Tensor], cotangent: Tensor, wanted: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
+        if y.numel() == 0:
+            return tuple(torch.zeros_like(t) if want else None for t, want in zip(theta, wanted, strict=True))
         linearization = self._linearize(y, dead, theta, wanted, [cotangent])
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         weights = self._solve(linearization, flat, dead, transpose=True)
@@ -141,6 +143,8 @@ class _Rule:
     def pushforward(
         self, y: Tensor, dead: Tensor | None, theta: Sequence[Tensor], tangents: Sequence[Tensor | None]
     ) -> Tensor:
+        if y.numel() == 0:
+            return torch.zeros_like(y)
         given = [tangent is not None for tangent in tangents]
         linearization = self._linearize(y, dead, theta, given, [t for t in tangents if t is not None])
         moved = linearization.pushforward(tangents).reshape(self.system.shape.count, -1)
@@ -225,6 +229,7 @@ def _out_of_harm(
 
 
 @final
+@_functorch.with_cached_signature
 class _ImplicitFunction(torch.autograd.Function):
     """(y*, θ) ↦ y*, with the implicit rules as its derivatives with respect to θ."""
 

@@ -19,7 +19,7 @@ from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.batched import run_batched
-from invlayer_core.execution.outcome import Outcome, claimed_status
+from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.serial import run_serially
 from invlayer_core.solvers.contract import BatchProblem, Solver
 from invlayer_core.structure import Arguments, SystemShape
@@ -144,9 +144,7 @@ class CallableForward(Forward):
                 f"{' or a pair (y, aux)' if self.has_aux else ''}. Wrap a NumPy function with inv.from_numpy(fn)."
             )
         y = result.detach()
-        count = SystemShape.of(y, self.event_dims).count
-        status = claimed_status(True, count, y.device)
-        return y, Outcome(y, status, torch.full_like(status, -1), ("",) * count, None, aux)
+        return y, Outcome.without_claims(y, SystemShape.of(y, self.event_dims).batch, aux)
 
     def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:
         return _Slices(self, size, tuple(dims))
@@ -181,8 +179,8 @@ class _Slices(Forward):
         outcomes = [outcome for _, outcome in runs]
         joined = Outcome(
             y=torch.stack([outcome.y for outcome in outcomes]),
-            status=torch.cat([outcome.status for outcome in outcomes]),
-            iterations=torch.cat([outcome.iterations for outcome in outcomes]),
+            status=torch.stack([outcome.status for outcome in outcomes]),
+            iterations=torch.stack([outcome.iterations for outcome in outcomes]),
             message=tuple(message for outcome in outcomes for message in outcome.message),
             aux=tuple(aux for outcome in outcomes for aux in outcome.aux),
         )
@@ -200,6 +198,7 @@ class _Record:
 
 
 @final
+@_functorch.with_cached_signature
 class _OpaqueSolve(torch.autograd.Function):
     """A forward as torch sees it: plain tensors in, plain tensors out, no derivative."""
 
@@ -207,7 +206,7 @@ class _OpaqueSolve(torch.autograd.Function):
     def forward(forward: Forward, record: _Record, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         y, outcome = forward.run(tensors)
         record.outcome = outcome
-        return y, outcome.status.reshape(y.shape[: y.ndim - forward.event_dims])
+        return y, outcome.status.reshape(y.shape[: y.ndim - forward.event_dims]).clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -230,15 +229,15 @@ def _with_leading(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Outcome]:
+def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Outcome]:
     """Solve, whatever transform is running.
 
     Returns
     -------
     y : Tensor of shape ``(*batch, *event)``
         Without gradient, wrapped like the inputs.
-    status : Tensor of int64
-        The solver's claims, ``(*batch,)``, wrapped like the inputs.
+    status : Tensor of int64, or None
+        The solver's claims, ``(*batch,)``, wrapped like the inputs; None: as in ``outcome``.
     outcome : Outcome
         Of the whole (folded) batch, plain.
     """
@@ -246,7 +245,7 @@ def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Te
     if not _functorch.is_active():
         with torch.no_grad():
             y, outcome = forward.run(detached)
-        return y, outcome.status.reshape(y.shape[: y.ndim - forward.event_dims]), outcome
+        return y, None, outcome
     record = _Record()
     y, status = _OpaqueSolve.apply(forward, record, *detached)
     assert record.outcome is not None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from invlayer_core.errors import ConditionsError
 from invlayer_core.solvers.contract import SolverResult, Status
@@ -24,9 +24,9 @@ class Outcome:
     ----------
     y : Tensor of shape ``(B, n)``
         NaN where there is no solution.
-    status : Tensor of int64, shape ``(B,)``
+    status : Tensor of int64, ``(B,)`` or in the batch shape
         The solver's own claim, as a Status code.
-    iterations : Tensor of int64, shape ``(B,)``
+    iterations : Tensor of int64, shaped like ``status``
     message : tuple of str
         One per sample.
     cause : exception or None
@@ -39,7 +39,13 @@ class Outcome:
     iterations: Tensor
     message: tuple[str, ...]
     cause: BaseException | None = None
-    aux: tuple[Mapping[str, Any], ...] = ()
+    aux: tuple[Any, ...] = ()
+
+    @classmethod
+    def without_claims(cls, y: Tensor, batch: Size, aux: tuple[Any, ...]) -> Outcome:
+        """What a plain function leaves: a solution, and not a word about it."""
+        status = torch.zeros(batch, dtype=torch.int64, device=y.device)  # CONVERGED: not taken at its word
+        return cls(y, status, status - 1, ("",) * batch.numel(), None, aux)
 
 
 def claimed_status(success: Any, count: int, device: torch.device) -> Tensor:

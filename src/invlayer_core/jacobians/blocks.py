@@ -19,7 +19,7 @@ __all__ = [
     "check_independent",
     "cotangent_basis",
     "full_jacobian_blocks",
-    "probe_cotangent",
+    "probe_weights",
     "refuse_coupled",
     "to_blocks",
 ]
@@ -33,15 +33,15 @@ def cotangent_basis(residual_shape: Size, batch: Size, like: Tensor) -> Tensor:
     return unit.reshape(m, *(1 for _ in batch), *event).expand(m, *residual_shape)
 
 
-def probe_cotangent(residual_shape: Size, like: Tensor) -> Tensor:
-    """One generic cotangent ``(1, *residual_shape)``: fixed, so that no random state is touched.
+def probe_weights(batch: Size, equations: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of one generic cotangent s_b q_i: ``s`` ``(B,)`` over samples, ``q`` ``(m,)`` over equations.
 
-    Square roots of consecutive integers, modulo 1, are equidistributed and show no pattern that a
-    function could be blind to.
+    Fixed, so that no random state is touched; square roots of consecutive integers, modulo 1, are
+    equidistributed and show no pattern that a function could be blind to.
     """
-    count = residual_shape.numel()
-    steps = torch.arange(1, count + 1, dtype=like.dtype, device=like.device)
-    return (steps.sqrt() * 7.0).frac().add(0.5).reshape(1, *residual_shape)
+    steps = torch.arange(1, batch.numel() + equations + 1, dtype=like.dtype, device=like.device)
+    weights = (steps.sqrt() * 7.0).frac() + 0.5
+    return weights[: batch.numel()], weights[batch.numel() :]
 
 
 def batched_rows(value: Tensor, y: Tensor, cotangents: Tensor, create_graph: bool) -> Tensor:
@@ -85,23 +85,26 @@ def to_blocks(rows: Tensor, batch: Size, size: int) -> Tensor:
     return rows.reshape(rows.shape[0], batch.numel(), size).movedim(0, 1)
 
 
-def check_independent(blocks: Tensor, probe: Tensor, pulled: Tensor) -> Tensor:
-    """Whether the blocks explain a generic pullback: a boolean scalar, True if the batch is coupled.
+def check_independent(rows: Tensor, samples: Tensor, equations: Tensor, pulled: Tensor) -> Tensor:
+    """Whether the rows explain a generic pullback: a boolean scalar, True if the batch is *coupled*.
+
+    Row i holds Σ_c ∂r_ci/∂y_b for every b. If samples do not mix, only c = b contributes, and the
+    cotangent s_c q_i pulls back to s_b Σ_i q_i row_i. If they do, Σ_c (s_c − s_b) Σ_i q_i ∂r_ci/∂y_b
+    remains.
 
     Parameters
     ----------
-    blocks : Tensor of shape ``(B, m, n)``
-    probe : Tensor of shape ``(B, m)``
-        A generic cotangent.
+    rows : Tensor of shape ``(m, B, n)``
+    samples, equations : Tensor
+        s and q of :func:`probe_weights`.
     pulled : Tensor of shape ``(B, n)``
-        The probe pulled back through the whole batch: equals ``blocksᵀ probe`` if, and only if,
-        samples do not mix.
+        The cotangent s_b q_i pulled back through the whole batch.
     """
-    expected = (blocks.mT @ probe.unsqueeze(-1)).squeeze(-1)
-    scale = (blocks.abs().mT @ probe.abs().unsqueeze(-1)).squeeze(-1)
-    tolerance = 1e3 * torch.finfo(blocks.dtype).eps * blocks.shape[-1]
-    gap = (pulled - expected).abs() - tolerance * torch.maximum(scale.amax(), pulled.abs().amax())
-    return (gap > 0).any()
+    m, count, n = rows.shape
+    expected = (equations @ rows.reshape(m, count * n)).reshape(count, n) * samples.unsqueeze(-1)
+    tolerance = 1e3 * torch.finfo(rows.dtype).eps * m
+    gap = (pulled - expected).abs().amax()
+    return gap > tolerance * (expected.abs().amax() + pulled.abs().amax())
 
 
 def refuse_coupled(batch: Size, event_dims: int) -> ConditionsError:

@@ -9,7 +9,7 @@ from invlayer_core import _functorch
 from invlayer_core.jacobians.blocks import (
     check_independent,
     cotangent_basis,
-    probe_cotangent,
+    probe_weights,
     refuse_coupled,
     to_blocks,
 )
@@ -41,11 +41,12 @@ def per_sample_blocks(linearization: Linearization, *, check: bool = True) -> Te
     basis = cotangent_basis(residual_shape, shape.batch, y)
     if not check or shape.count < 2:
         return to_blocks(linearization.rows(basis), shape.batch, shape.size)
-    probe = probe_cotangent(residual_shape, y)
+    m = basis.shape[0]
+    samples, equations = probe_weights(shape.batch, m, y)
+    probe = (samples.unsqueeze(-1) * equations).reshape(1, *residual_shape)
     rows = linearization.rows(torch.cat([basis, probe]))
-    blocks = to_blocks(rows[:-1], shape.batch, shape.size)
-    pulled = rows[-1].reshape(shape.count, shape.size).detach()
-    coupled = check_independent(blocks.detach(), probe.reshape(shape.count, -1), pulled)
+    flat = rows.detach().reshape(m + 1, shape.count, shape.size)
+    coupled = check_independent(flat[:-1], samples, equations, flat[-1])
     if bool(_functorch.plain(coupled).any()):
         raise refuse_coupled(shape.batch, len(shape.event))
-    return blocks
+    return to_blocks(rows[:-1], shape.batch, shape.size)

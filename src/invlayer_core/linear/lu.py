@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from invlayer_core import _functorch
+
 __all__ = ["LUFactors", "lu_factor", "lu_solve"]
 
 # Batched CPU LU is broken in torch from this size on, with two or more threads: n = 150 hangs, larger
@@ -69,6 +71,7 @@ def lu_factor(blocks: Tensor) -> LUFactors:
 
 
 @final
+@_functorch.with_cached_signature
 class _Solve(torch.autograd.Function):
     """x with ``blocks x = rhs`` (or blocksᵀ x = rhs), given the factors of ``blocks``.
 
@@ -124,4 +127,8 @@ def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool
     Tensor of shape ``(B, n)``
         Infinite or NaN for samples whose block is exactly singular.
     """
-    return _Solve.apply(blocks, rhs, factors.factors, factors.pivots, transpose)
+    recorded = torch.is_grad_enabled() and (blocks.requires_grad or rhs.requires_grad)
+    if not recorded and not _functorch.is_active():
+        return _Solve.forward(blocks, rhs, factors.factors, factors.pivots, transpose)
+    result: Tensor = _Solve.apply(blocks, rhs, factors.factors, factors.pivots, transpose)
+    return result

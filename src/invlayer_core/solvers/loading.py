@@ -69,11 +69,8 @@ def _instance(factory: type[Solver], spec: SolverSpec, plugin: Plugin) -> Solver
     try:
         return factory()
     except Exception as exc:
-        raise SolverLoadError(
-            _message(
-                spec, plugin, f"{_raised(f'{spec.factory!r}()', exc)}; a factory is called without arguments"
-            )
-        ) from exc
+        reason = _raised(f"{spec.factory!r}()", exc) + "; a factory is called without arguments"
+        raise SolverLoadError(_message(spec, plugin, reason)) from exc
 
 
 def _raised(what: str, exc: Exception) -> str:

@@ -79,7 +79,7 @@ class Registry:
         check_specs([spec])
         with self._lock:
             claims = self._claims.get(spec.name, [])
-            if claims and False:
+            if claims and not replace:
                 raise SolverConflictError(
                     f"register_solver({spec.name!r}): the name is already claimed by "
                     f"{_listed(claims)}. Choose another name, or pass replace=True."

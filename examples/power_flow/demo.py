@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+import invlayer_core as inv
 from case14 import (
     BASE_MVA,
     GENERATOR_BUSES,
@@ -20,14 +27,7 @@ from case14 import (
     SET_POINTS,
     injections,
 )
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from physics import flat_start, losses, mismatch, voltages
-from torch import Tensor
-from tqdm import tqdm
-
-import invlayer_core as inv
 
 STEPS, SCENARIOS, SEED = 30, 64, 14
 LEARNING_RATE = 5e-4  # p.u.²/MW, below the limit 2 / λ_max; the Hessian of the mean losses has λ_max ≈ 2900
@@ -36,14 +36,14 @@ VM_TOLERANCE, VA_TOLERANCE = 2e-3, 2e-2  # p.u. and degrees: the archive's volta
 GRADIENT_TOLERANCE = 1e-6
 
 
-@dataclass
-class Descent:
-    """The course of a descent: losses and verdicts at every step, set-points and flows before and after."""
+@dataclass(frozen=True)
+class Flows:
+    """The flows of all scenarios under one choice of set-points."""
 
-    losses: Tensor  # (steps + 1, scenarios), MW
-    set_points: tuple[Tensor, Tensor]  # (5,) each, p.u.
-    flows: tuple[Tensor, Tensor]  # (scenarios, 22) each
-    infos: list[inv.SolveInfo]  # one per step, with verdict and residual of every scenario
+    set_points: Tensor  # (5,) p.u.
+    y: Tensor  # (scenarios, 22), detached
+    losses: Tensor  # (scenarios,) MW, differentiable with respect to the set-points
+    info: inv.SolveInfo
 
 
 def check_base_case(flow: inv.RootLayer) -> None:
@@ -93,65 +93,60 @@ def draw_scenarios(count: int) -> tuple[Tensor, Tensor]:
     return injections(torch.empty(count, 14, dtype=torch.float64).uniform_(0.7, 1.2, generator=generator))
 
 
-def lower_losses(p: Tensor, q: Tensor, steps: int) -> Descent:
-    """Descend on the set-points, which all scenarios share; every solve starts from the previous flows."""
+def solve_scenarios(set_points: Tensor, p: Tensor, q: Tensor, y0: Tensor) -> Flows:
+    """Solve the flows of all scenarios, which share the set-points."""
+    args = (set_points, p, q)
+    y, info = inv.root(mismatch, y0, args, solver="scipy.fsolve", return_info=True)
+    return Flows(set_points.detach().clone(), y.detach(), BASE_MVA * losses(y, set_points), info)
+
+
+def lower_losses(p: Tensor, q: Tensor, steps: int) -> list[Flows]:
+    """Descend on the set-points; every solve starts from the flows of the step before."""
     set_points = SET_POINTS.clone().requires_grad_()
     optimizer = torch.optim.SGD([set_points], lr=LEARNING_RATE)
-
-    def solve(y0: Tensor) -> tuple[Tensor, Tensor]:
-        args, options = (set_points, p, q), {"fprime": None}  # differences: 22 evaluations, but cheap ones
-        y, info = inv.root(mismatch, y0, args, solver="scipy.fsolve", options=options, return_info=True)
-        infos.append(info)
-        history.append(BASE_MVA * losses(y, set_points))
-        return y.detach(), history[-1].mean()
-
-    history: list[Tensor] = []
-    infos: list[inv.SolveInfo] = []
-    before, mean = solve(flat_start(len(p)))
-    after = before
+    course = [solve_scenarios(set_points, p, q, flat_start(len(p)))]
     for _ in (bar := tqdm(range(steps), desc="lower losses", unit="step")):
         optimizer.zero_grad()
-        mean.backward()
+        course[-1].losses.mean().backward()
         optimizer.step()
         with torch.no_grad():
             set_points.clamp_(V_MIN, V_MAX)
-        after, mean = solve(after)
-        bar.set_postfix_str(f"{mean.item():.3f} MW")
-    ends = (SET_POINTS, set_points.detach())
-    return Descent(torch.stack(history).detach(), ends, (before, after), infos)
+        course.append(solve_scenarios(set_points, p, q, course[-1].y))
+        bar.set_postfix_str(f"{course[-1].losses.mean().item():.3f} MW")
+    return course
 
 
-def report(descent: Descent) -> None:
+def report(course: list[Flows]) -> None:
     """Print the losses and the set-points at both ends, and stop with a message where a flow is unsolved."""
-    solved = sum(int(info.ok.sum()) for info in descent.infos)
-    worst = max(info.residual.max().item() for info in descent.infos)
-    print(f"\nLoad scenarios: {solved} of {descent.losses.numel()} flows solved, worst mismatch {worst:.0e} p.u.")
-    before, after = descent.losses[0].mean().item(), descent.losses[-1].mean().item()
+    ok = torch.stack([flows.info.ok for flows in course])
+    worst = torch.stack([flows.info.residual for flows in course]).max().item()
+    print(f"\nLoad scenarios: {ok.sum()} of {ok.numel()} flows solved, worst mismatch {worst:.0e} p.u.")
+    before, after = (flows.losses.mean().item() for flows in (course[0], course[-1]))
     print(f"  mean losses {before:.3f} MW before, {after:.3f} MW after ({after / before - 1:+.1%})")
     print("  bus   set-point before   after [p.u.]")
-    for bus, old, new in zip((GENERATOR_BUSES + 1).tolist(), *descent.set_points, strict=True):
+    ends = course[0].set_points, course[-1].set_points
+    for bus, old, new in zip((GENERATOR_BUSES + 1).tolist(), *ends, strict=True):
         print(f"  {bus:3d}              {old:.4f}   {new:.4f}")
-    if not (solved == descent.losses.numel() and after < before):
-        raise SystemExit("FAILED: a flow is unsolved or the losses have risen")
+    if not (ok.all() and after < before):
+        raise SystemExit("FAILED: a flow is unsolved or the losses have not fallen")
 
 
-def draw_losses(axes: Axes, descent: Descent) -> None:
+def draw_losses(axes: Axes, course: list[Flows]) -> None:
     """Draw the losses over the steps, as the mean over the scenarios."""
-    mean, last = descent.losses.mean(1), len(descent.losses) - 1
-    axes.plot(mean, color="C0", lw=2, label=f"mean of {descent.losses.shape[1]} load scenarios")
-    for step, align in ((0, "left"), (last, "right")):
+    mean = [flows.losses.mean().item() for flows in course]
+    axes.plot(mean, color="C0", lw=2, label=f"mean of {len(course[0].y)} load scenarios")
+    for step, align in ((0, "left"), (len(mean) - 1, "right")):
         text = f"{mean[step]:.2f} MW"
         axes.annotate(text, (step, mean[step]), (0, 8), textcoords="offset points", ha=align)
     axes.set(title="Real losses", xlabel="gradient step", ylabel="losses [MW]")
     axes.margins(y=0.15)
 
 
-def draw_profile(axes: Axes, descent: Descent) -> None:
+def draw_profile(axes: Axes, course: list[Flows]) -> None:
     """Draw the voltage of every bus: as published, and before and after (mean and range of scenarios)."""
     buses = torch.arange(1, 15)
-    ends = zip(("before", "after"), ("C1", "C0"), descent.flows, descent.set_points, strict=True)
-    for label, colour, y, set_points in ends:
-        magnitude, _ = voltages(y, set_points)
+    for label, colour, flows in (("before", "C1", course[0]), ("after", "C0", course[-1])):
+        magnitude, _ = voltages(flows.y, flows.set_points)
         axes.fill_between(buses, magnitude.amin(0), magnitude.amax(0), color=colour, alpha=0.2, lw=0)
         axes.plot(buses, magnitude.mean(0), "o-", color=colour, ms=4, label=f"{label}: mean and range")
     axes.plot(buses, PUBLISHED_VM, "kx", label="published base case")
@@ -159,13 +154,13 @@ def draw_profile(axes: Axes, descent: Descent) -> None:
     axes.set(title="Voltage profile", xlabel="bus", ylabel="voltage magnitude [p.u.]", xticks=buses.tolist())
 
 
-def save_figure(descent: Descent, path: Path) -> None:
+def save_figure(course: list[Flows], path: Path) -> None:
     """Write both panels as a PNG."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(4, 5))
-    draw_losses(left, descent)
-    draw_profile(right, descent)
+    draw_losses(left, course)
+    draw_profile(right, course)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -185,9 +180,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     flow = inv.RootLayer(mismatch, solver="scipy.fsolve", options={"xtol": 1e-12})
     check_base_case(flow)
     check_gradient(flow)
-    descent = lower_losses(*draw_scenarios(options.scenarios), options.steps)
-    report(descent)
-    save_figure(descent, options.output)
+    course = lower_losses(*draw_scenarios(options.scenarios), options.steps)
+    report(course)
+    save_figure(course, options.output)
     print(f"Wrote {options.output}")
 
 

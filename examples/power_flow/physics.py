@@ -11,8 +11,9 @@ The five held magnitudes (buses 1, 2, 3, 6, 8) are not unknowns but parameters, 
 from __future__ import annotations
 
 import torch
-from case14 import GENERATOR_BUSES, PQ_BUSES, admittance
 from torch import Tensor
+
+from case14 import GENERATOR_BUSES, PQ_BUSES, admittance
 
 __all__ = ["bus_powers", "flat_start", "losses", "mismatch", "voltages"]
 

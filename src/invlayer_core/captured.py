@@ -195,7 +195,8 @@ def _refuse_hidden(result: Any, capture: _Capture, start: int, function: Any) ->
             f"{_called(function)} depends on {names}, which requires grad but is out of invlayer's reach "
             "(torch.jit modules read their tensors inside C++): its gradient would be lost. "
             "Accepted are tensors passed through args=(...), plain nn.Modules and Python closures. "
-            "Pass the original nn.Module instead of its scripted or traced form, or call requires_grad_(False)."
+            "Pass the original nn.Module instead of its scripted or traced form, or freeze it with "
+            "requires_grad_(False)."
         )
 
 

@@ -49,7 +49,8 @@ class SolveInfo:
     solver : str
         Which solver ran.
     batch : str
-        How the batch was run: ``"serial"``, ``"batched"`` or ``"whole"`` (one call of a plain callable).
+        How the batch was run: ``"serial"``, ``"lockstep"``, ``"batched"`` or ``"whole"`` (one call of a
+        plain callable).
     polish : Tensor of int64
         Newton steps that polishing kept, per sample.
     aux : tuple of mappings

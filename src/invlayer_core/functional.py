@@ -17,7 +17,7 @@ from invlayer_core.conditions.root import root_conditions
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import CallableForward, Forward, RegisteredForward
-from invlayer_core.implicit import OnFailure, Settings, Solution, find_captured, solve_implicitly
+from invlayer_core.implicit import BatchMode, OnFailure, Settings, Solution, find_captured, solve_implicitly
 from invlayer_core.inputs import check_devices, check_unknown, working_precision
 from invlayer_core.jacobians.blocks import full_jacobian_blocks
 from invlayer_core.jacobians.linearize import linearize
@@ -40,6 +40,7 @@ class CommonKeywords(TypedDict, total=False):
     polish: int | Literal["auto"]
     event_dims: int
     adjoint: Adjoint
+    batch: BatchMode
     return_info: bool
 
 
@@ -53,7 +54,7 @@ def root(
     jacobian: Callable[..., Tensor] | None = None,
     **keywords: Unpack[CommonKeywords],
 ) -> Any:
-    """Solve f(y, \\*args) = 0, and differentiate y with respect to args and to what f captures.
+    """Solve ``f(y, *args)`` = 0, and differentiate y with respect to args and to what f captures.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def root(
     jacobian : callable, optional
         Your own ``∂f/∂y (y, *args) -> (*batch, n, n)`` in torch, if it is faster than autograd.
     **keywords
-        ``on_failure, atol, rtol, polish, event_dims, adjoint, return_info``: see ``Settings``.
+        ``on_failure, atol, rtol, polish, event_dims, adjoint, batch, return_info``: see ``Settings``.
 
     Returns
     -------
@@ -101,7 +102,7 @@ def root(
 
 
 def fixed_point(
-    T: Callable[..., Tensor],  # noqa: N803 (the field's name for the map)
+    T: Callable[..., Tensor],
     y0: Tensor,
     args: Any = (),
     *,
@@ -109,9 +110,9 @@ def fixed_point(
     options: Mapping[str, Any] | None = None,
     **keywords: Unpack[CommonKeywords],
 ) -> Any:
-    """Find y = T(y, \\*args), and differentiate it with respect to args and to what T captures.
+    """Find y = ``T(y, *args)``, and differentiate it with respect to args and to what T captures.
 
-    Parameters, results and errors are those of :func:`root`, whose conditions here are T(y, \\*args) − y.
+    Parameters, results and errors are those of :func:`root`, whose conditions here are ``T(y, *args)`` − y.
 
     Examples
     --------
@@ -166,10 +167,10 @@ def inverse(
     """
     check_unknown("inverse", "x", x)
     if (f is None) == (jacobian is None):
+        came = "neither f= nor jacobian=" if f is None else "both f= and jacobian="
         raise ConditionsError(
-            "inverse(x, g, ...): got "
-            f"{'neither f= nor jacobian=' if f is None else 'both f= and jacobian='}; accepted is exactly one "
-            "of them: the inverse f of g as a torch function, or its Jacobian at y = g(x)."
+            f"inverse(x, g, ...): got {came}; accepted is exactly one of them: the inverse f of g as a torch "
+            "function, or its Jacobian at y = g(x)."
         )
     settings = _settings(keywords)
     arguments = Arguments.flatten((working_precision(x),))
@@ -189,7 +190,7 @@ def _inverse_conditions(
         return InverseConditions(f), None
     block_function = ConstantJacobian(jacobian.detach()) if isinstance(jacobian, Tensor) else jacobian
     assert block_function is not None
-    return DeclaredJacobianConditions(block_function), lambda y, x: block_function(y)
+    return DeclaredJacobianConditions(block_function), lambda y, _x: block_function(y)
 
 
 def implicit_function(
@@ -328,13 +329,14 @@ def _forward(
     settings: Settings,
 ) -> tuple[Forward, tuple[Tensor, ...]]:
     if isinstance(solver, (str, Solver)):
-        instance, name, batched = _find_solver(solver, kind)
-        forward = RegisteredForward(name, instance, batched, kind, dict(options), system, _solver_jacobian)
+        instance, name, thread_safe = _find_solver(solver, kind)
+        how = _how_to_run(name, instance, thread_safe, settings.batch, system.shape.count)
+        forward = RegisteredForward(name, instance, how, kind, dict(options), system, _solver_jacobian)
         return forward, (start, *system.theta)
     if options:
         raise ConditionsError(
-            f"options={dict(options)!r} came with solver={solver!r}, a plain callable: accepted are options for "
-            "registered solvers; bind a function's own with functools.partial."
+            f"options={dict(options)!r} came with solver={solver!r}, a plain callable: accepted are options "
+            "for registered solvers; bind a function's own with functools.partial."
         )
     arguments = Arguments.flatten((start, *system.arguments.unflatten(system.arguments.tensors)))
     return CallableForward(solver, arguments, settings.event_dims, name=_name(solver)), arguments.tensors
@@ -342,14 +344,28 @@ def _forward(
 
 def _find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
     if isinstance(solver, Solver):
-        return solver, type(solver).__name__, solver.batched
+        return solver, type(solver).__name__, False
     spec = get_spec(solver)
     if kind not in spec.kinds:
         able = ", ".join(listing.name for listing in solvers(kind))
         raise ConditionsError(
             f"{kind}(solver={solver!r}): that solver is for {', '.join(spec.kinds)}; accepted here: {able}."
         )
-    return get_solver(solver), solver, spec.batched
+    return get_solver(solver), solver, spec.thread_safe
+
+
+def _how_to_run(
+    name: str, solver: Solver, thread_safe: bool, asked: BatchMode, count: int
+) -> Literal["serial", "lockstep", "batched"]:
+    if solver.batched:
+        if asked != "auto":
+            raise ConditionsError(
+                f"{name} takes whole batches; batch={asked!r} is for per-sample solvers. Accepted is 'auto'."
+            )
+        return "batched"
+    if asked == "auto":
+        return "lockstep" if thread_safe and count > 1 else "serial"
+    return asked
 
 
 def _solver_jacobian(system: System, y: Tensor, theta: Any) -> Tensor:

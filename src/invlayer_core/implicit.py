@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -30,9 +30,10 @@ from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
 from invlayer_core.structure import Arguments, SystemShape
 
-__all__ = ["OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
+__all__ = ["BatchMode", "OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
 
 OnFailure = Literal["raise", "warn", "nan", "zero_grad"]
+BatchMode = Literal["auto", "serial", "lockstep"]
 
 
 @final
@@ -55,6 +56,10 @@ class Settings:
         The last ``event_dims`` dims of y are one system's unknowns; leading dims are batch.
     adjoint : Adjoint
         The rule by which derivatives cross the solve.
+    batch : {"auto", "serial", "lockstep"}
+        How a per-sample solver runs over a batch: one sample after the other; or all at once in threads
+        that take turns, with one batched evaluation of F per round. Results are the same. ``"auto"`` takes
+        lockstep where the solver is declared thread-safe.
     return_info : bool
         Return ``(y, SolveInfo)``.
     """
@@ -65,6 +70,7 @@ class Settings:
     polish: int | Literal["auto"] = 0
     event_dims: int = 1
     adjoint: Adjoint = field(default_factory=Implicit)
+    batch: BatchMode = "auto"
     return_info: bool = False
 
     def __post_init__(self) -> None:
@@ -79,6 +85,8 @@ class Settings:
             raise ConditionsError(
                 f"adjoint={self.adjoint!r}: accepted is an instance from inv.adjoints, such as Implicit()."
             )
+        if self.batch not in ("auto", "serial", "lockstep"):
+            raise ConditionsError(f"batch={self.batch!r}: accepted are 'auto', 'serial' and 'lockstep'.")
         if not isinstance(self.event_dims, int) or self.event_dims < 0:
             raise ConditionsError(f"event_dims={self.event_dims!r}: accepted is an integer >= 0.")
 
@@ -109,7 +117,7 @@ def solve_implicitly(
     Parameters
     ----------
     conditions : callable
-        F(y, \\*args), zero at the solution.
+        ``F(y, *args)``, zero at the solution.
     arguments : Arguments
         args, taken apart.
     forward : Forward

@@ -29,8 +29,9 @@ def check_unknown(called: str, name: str, tensor: Any) -> None:
         )
     if tensor.is_complex():
         raise ConditionsError(
-            f"{called}: {name} has dtype {tensor.dtype}; accepted are real dtypes. Split complex unknowns into real "
-            "and imaginary parts with torch.view_as_real, and join them inside f with torch.view_as_complex."
+            f"{called}: {name} has dtype {tensor.dtype}; accepted are real dtypes. Split complex unknowns "
+            "into real and imaginary parts with torch.view_as_real, and join them inside f with "
+            "torch.view_as_complex."
         )
     if not tensor.is_floating_point():
         raise ConditionsError(

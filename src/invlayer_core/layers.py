@@ -15,7 +15,7 @@ __all__ = ["FixedPointLayer", "InverseLayer", "RootLayer"]
 
 @final
 class RootLayer(torch.nn.Module):
-    """``layer(*args, y0=...)`` solves f(y, \\*args) = 0; see :func:`invlayer_core.root`.
+    """``layer(*args, y0=...)`` solves ``f(y, *args)`` = 0; see :func:`invlayer_core.root`.
 
     If f is an ``nn.Module``, its parameters are the layer's own.
 
@@ -47,13 +47,19 @@ class RootLayer(torch.nn.Module):
 
     def forward(self, *args: Any, y0: Tensor) -> Any:
         return root(
-            self.f, y0, args, solver=self.solver, options=self.options, jacobian=self.jacobian, **self.keywords
+            self.f,
+            y0,
+            args,
+            solver=self.solver,
+            options=self.options,
+            jacobian=self.jacobian,
+            **self.keywords,
         )
 
 
 @final
 class FixedPointLayer(torch.nn.Module):
-    """``layer(*args, y0=...)`` finds y = T(y, \\*args); see :func:`invlayer_core.fixed_point`.
+    """``layer(*args, y0=...)`` finds y = ``T(y, *args)``; see :func:`invlayer_core.fixed_point`.
 
     Parameters
     ----------
@@ -63,7 +69,7 @@ class FixedPointLayer(torch.nn.Module):
 
     def __init__(
         self,
-        T: Callable[..., Tensor],  # noqa: N803
+        T: Callable[..., Tensor],
         *,
         solver: SolverLike = "torch.newton",
         options: Mapping[str, Any] | None = None,

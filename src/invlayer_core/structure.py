@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
 from torch import Size, Tensor
 from torch.utils import _pytree
 
@@ -46,6 +45,7 @@ class SystemShape:
 
         Examples
         --------
+        >>> import torch
         >>> SystemShape.of(torch.zeros(5, 3), event_dims=1).size
         3
         """

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from invlayer_scipy.options import FSOLVE_OPTIONS, JACOBIAN_OPTIONS, ROOT_OPTIONS
-from invlayer_scipy.root import Fsolve, Root
 from scipy import optimize
 
 from invlayer_core.solvers import SampleProblem, SolverResult
+from invlayer_scipy.options import FSOLVE_OPTIONS, JACOBIAN_OPTIONS, ROOT_OPTIONS
+from invlayer_scipy.root import Fsolve, Root
 
 RNG = np.random.default_rng(20)
 COUPLING = RNG.normal(size=(3, 3)) / 3

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from invlayer_scipy import register_solver
 
 from invlayer_core.solvers import SolverSpec, get_solver, get_spec, solvers
+from invlayer_scipy import register_solver
 
 NAMES = ("scipy.fsolve", "scipy.root")
 

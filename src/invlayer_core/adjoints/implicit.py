@@ -131,7 +131,12 @@ class _Rule:
     dead_value: float
 
     def pullback(
-        self, y: Tensor, dead: Tensor | None, theta: Sequence[Tensor], cotangent: Tensor, wanted: Sequence[bool]
+        self,
+        y: Tensor,
+        dead: Tensor | None,
+        theta: Sequence[Tensor],
+        cotangent: Tensor,
+        wanted: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
         if y.numel() == 0:
             return tuple(torch.zeros_like(t) if want else None for t, want in zip(theta, wanted, strict=True))
@@ -163,13 +168,17 @@ class _Rule:
             y, theta = _out_of_harm(self.system, y, dead, theta)
         return linearize(self.system, y, theta, wanted, create_graph=create_graph)
 
-    def _solve(self, linearization: Linearization, rhs: Tensor, dead: Tensor | None, *, transpose: bool) -> Tensor:
+    def _solve(
+        self, linearization: Linearization, rhs: Tensor, dead: Tensor | None, *, transpose: bool
+    ) -> Tensor:
         blocks = per_sample_blocks(linearization)
         if dead is not None:
             mask = dead.reshape(-1, 1)
             identity = torch.eye(blocks.shape[-2], blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
             blocks = torch.where(mask.unsqueeze(-1), identity, blocks)
-            rhs = torch.where(mask, torch.zeros_like(rhs) if self.dead_value == 0 else rhs * _nan_unless_zero(rhs), rhs)
+            rhs = torch.where(
+                mask, torch.zeros_like(rhs) if self.dead_value == 0 else rhs * _nan_unless_zero(rhs), rhs
+            )
         request = SolveRequest(
             blocks=blocks, rhs=rhs, transpose=transpose,
             singular=self.settings.singular, damping=self.settings.damping,
@@ -179,7 +188,11 @@ class _Rule:
         return solve_blocks(request)
 
     def _diagnose(self, linearization: Linearization, blocks: Tensor) -> Diagnosis:
-        y, theta, shape = linearization.y.detach(), [t.detach() for t in linearization.theta], self.system.shape
+        y, theta, shape = (
+            linearization.y.detach(),
+            [t.detach() for t in linearization.theta],
+            self.system.shape,
+        )
 
         def jacobian_at(point: Tensor) -> Tensor:
             moved = linearize(self.system, point.reshape(shape.full), theta)
@@ -198,14 +211,18 @@ class _Rule:
         floating = [t.is_floating_point() for t in theta]
         tangents = [_uneven(t) if real else None for t, real in zip(theta, floating, strict=True)]
         flat = y.reshape(blocks.shape[0], -1)
-        of_theta = linearize(self.system, y, theta, floating).pushforward(tangents).reshape(blocks.shape[0], -1)
+        of_theta = (
+            linearize(self.system, y, theta, floating).pushforward(tangents).reshape(blocks.shape[0], -1)
+        )
         of_y = (blocks @ _uneven(flat).unsqueeze(-1)).squeeze(-1)
         return 4.0 * torch.finfo(y.dtype).eps * (of_theta.detach().abs() + of_y.abs())
 
 
 def _uneven(tensor: Tensor) -> Tensor:
     steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
-    return tensor.detach() * (1.0 + 0.3 * torch.sin(steps)) * torch.where(steps % 2 == 0, 1.0, -1.0).to(tensor)
+    return (
+        tensor.detach() * (1.0 + 0.3 * torch.sin(steps)) * torch.where(steps % 2 == 0, 1.0, -1.0).to(tensor)
+    )
 
 
 def _nan_unless_zero(rhs: Tensor) -> Tensor:
@@ -225,7 +242,9 @@ def _out_of_harm(
     donor = torch.index_select(rows, 0, good.reshape(1))
     donor = torch.where(donor.isfinite(), donor, torch.zeros_like(donor))
     safe = torch.where(dead.reshape(-1, 1), donor, rows).reshape(y.shape)
-    return safe, [torch.where(t.isfinite(), t, torch.ones_like(t)) if t.is_floating_point() else t for t in theta]
+    return safe, [
+        torch.where(t.isfinite(), t, torch.ones_like(t)) if t.is_floating_point() else t for t in theta
+    ]
 
 
 @final

@@ -1,0 +1,1 @@
+"""What the output of a solver satisfies: one small module per problem kind."""

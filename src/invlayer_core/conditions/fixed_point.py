@@ -1,4 +1,4 @@
-"""Fixed points: T(y, \\*args) = y."""
+"""Fixed points: ``T(y, *args)`` = y."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["FixedPointConditions"]
 @final
 @dataclass(frozen=True)
 class FixedPointConditions:
-    """F(y, \\*args) = T(y, \\*args) − y."""
+    """``F(y, *args)`` = ``T(y, *args)`` − y."""
 
     function: Callable[..., Tensor]
 

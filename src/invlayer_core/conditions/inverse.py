@@ -49,8 +49,8 @@ class _NoDerivative(torch.autograd.Function):
 
 
 _SECOND_DERIVATIVE = (
-    "inverse(x, g, jacobian=J) was differentiated twice, but a constant J does not say how it changes with y. "
-    "Accepted for higher derivatives are f=f, or jacobian= as a torch function of y."
+    "inverse(x, g, jacobian=J) was differentiated twice, but a constant J does not say how it changes "
+    "with y. Accepted for higher derivatives are f=f, or jacobian= as a torch function of y."
 )
 
 

@@ -1,4 +1,4 @@
-"""Root finding: F(y, \\*args) = 0."""
+"""Root finding: ``F(y, *args)`` = 0."""
 
 from __future__ import annotations
 

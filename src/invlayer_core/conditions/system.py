@@ -18,7 +18,7 @@ __all__ = ["System"]
 @final
 @dataclass(frozen=True)
 class System:
-    """F(y, \\*args) with its shapes, and with θ as a flat list of tensors.
+    """``F(y, *args)`` with its shapes, and with θ as a flat list of tensors.
 
     θ is the tensors of ``args`` followed by the ``captured`` ones.
 

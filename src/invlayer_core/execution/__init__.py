@@ -1,0 +1,1 @@
+"""How a solver is run over a batch, and under torch transforms."""

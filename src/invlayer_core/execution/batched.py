@@ -20,13 +20,15 @@ def run_batched(solver: Solver, problem: BatchProblem, y0: Tensor, options: Mapp
     An exception fails the whole batch: nothing tells which sample it came from.
     """
     try:
-        result = solver.solve(problem, y0.clone(), dict(options))
+        result: Any = solver.solve(problem, y0.clone(), dict(options))
     except Exception as error:
         if is_programming_error(error):
             raise
         return _failed(y0, Status.SOLVER_ERROR, f"{type(error).__name__}: {error}", error)
     if not isinstance(result, SolverResult):
-        return _failed(y0, Status.WRONG_SHAPE, f"solve() returned {type(result).__name__}, not a SolverResult.")
+        return _failed(
+            y0, Status.WRONG_SHAPE, f"solve() returned {type(result).__name__}, not a SolverResult."
+        )
     if not isinstance(result.y, Tensor) or result.y.shape != y0.shape or not result.y.is_floating_point():
         shape = tuple(getattr(result.y, "shape", ()))
         return _failed(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.batched import run_batched
+from invlayer_core.execution.lockstep import run_in_lockstep
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.serial import run_serially
 from invlayer_core.solvers.contract import BatchProblem, Solver
@@ -27,6 +28,8 @@ from invlayer_core.structure import Arguments, SystemShape
 __all__ = ["CallableForward", "Forward", "RegisteredForward", "run_forward"]
 
 JacobianOf = Callable[[System, Tensor, Sequence[Tensor]], Tensor]
+
+_RUNS = {"serial": run_serially, "lockstep": run_in_lockstep, "batched": run_batched}
 
 
 class Forward(ABC):
@@ -62,15 +65,11 @@ class RegisteredForward(Forward):
 
     name: str
     solver: Solver
-    batched: bool
+    how: Literal["serial", "lockstep", "batched"]
     kind: str
     options: Mapping[str, Any]
     system: System
     jacobian_of: JacobianOf
-
-    @property
-    def how(self) -> str:  # type: ignore[override]
-        return "batched" if self.batched else "serial"
 
     @property
     def event_dims(self) -> int:  # type: ignore[override]
@@ -86,8 +85,7 @@ class RegisteredForward(Forward):
             residual_function=lambda y: self._residual(y, theta),
             jacobian_function=lambda y: self.jacobian_of(self.system, y.reshape(shape.full), theta),
         )
-        run = run_batched if self.batched else run_serially
-        outcome = run(self.solver, problem, y0.reshape(shape.count, shape.size), self.options)
+        outcome = _RUNS[self.how](self.solver, problem, y0.reshape(shape.count, shape.size), self.options)
         return outcome.y.reshape(shape.full), outcome
 
     def _residual(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
@@ -134,14 +132,15 @@ class CallableForward(Forward):
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         result = self.function(*self.arguments.unflatten(tensors))
-        aux = ()
+        aux: tuple[Any, ...] = ()
         if self.has_aux and isinstance(result, tuple) and len(result) == 2:
             result, aux = result[0], (result[1],)
         if not isinstance(result, Tensor) or not result.is_floating_point():
             what = f"dtype {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
             raise ConditionsError(
                 f"{self.name} returned {what}; accepted is one real floating-point torch.Tensor y"
-                f"{' or a pair (y, aux)' if self.has_aux else ''}. Wrap a NumPy function with inv.from_numpy(fn)."
+                f"{' or a pair (y, aux)' if self.has_aux else ''}. "
+                "Wrap a NumPy function with inv.from_numpy(fn)."
             )
         y = result.detach()
         return y, Outcome.without_claims(y, SystemShape.of(y, self.event_dims).batch, aux)
@@ -173,7 +172,9 @@ class _Slices(Forward):
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         runs = [
-            self.inner.run([t if d is None else t.select(d, i) for t, d in zip(tensors, self.dims, strict=True)])
+            self.inner.run(
+                [t if d is None else t.select(d, i) for t, d in zip(tensors, self.dims, strict=True)]
+            )
             for i in range(self.size)
         ]
         outcomes = [outcome for _, outcome in runs]

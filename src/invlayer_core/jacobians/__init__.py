@@ -1,0 +1,1 @@
+"""First derivatives of the conditions: per-sample blocks, pullback and pushforward."""

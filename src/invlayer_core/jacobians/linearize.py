@@ -7,8 +7,8 @@ through ``autograd.grad``. Inside a ``torch.func`` transform the wrapped tensors
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -67,7 +67,9 @@ class RecordedLinearization(Linearization):
     def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
         inputs = [tensor for tensor, want in zip(self.theta, wanted, strict=True) if want]
         if not inputs or not self.value.requires_grad:
-            return tuple(torch.zeros_like(t) if want else None for t, want in zip(self.theta, wanted, strict=True))
+            return tuple(
+                torch.zeros_like(t) if want else None for t, want in zip(self.theta, wanted, strict=True)
+            )
         with torch.enable_grad():
             grads = torch.autograd.grad(
                 self.value, inputs, cotangent.reshape(self.value.shape),
@@ -102,7 +104,8 @@ class TransformedLinearization(Linearization):
     def __init__(self, system: System, y: Tensor, theta: Sequence[Tensor]) -> None:
         self.system = system
         self.y, self.theta = y, tuple(theta)
-        self.value, self._pull_y = torch.func.vjp(lambda point: system.residual(point, self.theta), y)
+        value, pull = torch.func.vjp(lambda point: system.residual(point, self.theta), y)[:2]
+        self.value, self._pull_y = value, pull
 
     def rows(self, cotangents: Tensor) -> Tensor:
         return torch.vmap(lambda cotangent: self._pull_y(cotangent)[0], randomness="different")(cotangents)
@@ -115,21 +118,21 @@ class TransformedLinearization(Linearization):
         grads = iter(self._pull_theta(kept)(cotangent.reshape(self.value.shape)))
         return tuple(next(grads) if want else None for want in wanted)
 
-    def _pull_theta(self, kept: Sequence[int]):  # type: ignore[no-untyped-def]
+    def _pull_theta(self, kept: Sequence[int]) -> Callable[[Tensor], Any]:
         def partial(*moving: Tensor) -> Tensor:
             theta = list(self.theta)
             for i, tensor in zip(kept, moving, strict=True):
                 theta[i] = tensor
             return self.system.residual(self.y, theta)
 
-        return torch.func.vjp(partial, *(self.theta[i] for i in kept))[1]
+        pull: Callable[[Tensor], Any] = torch.func.vjp(partial, *(self.theta[i] for i in kept))[1]
+        return pull
 
     def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
-        kept = [
-            i for i, t in enumerate(tangents) if t is not None and self.theta[i].is_floating_point()
-        ]
+        kept = [i for i, t in enumerate(tangents) if t is not None and self.theta[i].is_floating_point()]
         pull = self._pull_theta(kept)
-        _, push = torch.func.vjp(pull, torch.zeros_like(self.value))
+        push = torch.func.vjp(pull, torch.zeros_like(self.value))[1]
+        result: Tensor
         (result,) = push(tuple(tangents[i] for i in kept))
         return result
 

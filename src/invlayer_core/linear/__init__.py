@@ -1,0 +1,1 @@
+"""Batched linear solves with the Jacobian, and the decision on singular ones."""

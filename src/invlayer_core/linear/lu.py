@@ -67,7 +67,9 @@ def lu_factor(blocks: Tensor) -> LUFactors:
             return LUFactors(*torch.linalg.lu_factor_ex(blocks))
     # The number of threads is a process-wide setting: a worker thread must not touch it.
     parts = [torch.linalg.lu_factor_ex(block) for block in blocks.reshape(-1, *blocks.shape[-2:])]
-    return LUFactors(*(torch.stack(part).reshape(*blocks.shape[:-2], *part[0].shape) for part in zip(*parts, strict=True)))
+    return LUFactors(
+        *(torch.stack(part).reshape(*blocks.shape[:-2], *part[0].shape) for part in zip(*parts, strict=True))
+    )
 
 
 @final

@@ -20,7 +20,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-__all__ = ["Diagnosis", "diagnose", "is_suspicious", "minimum_norm_solution", "damped_solution"]
+__all__ = ["Diagnosis", "damped_solution", "diagnose", "is_suspicious", "minimum_norm_solution"]
 
 # Solutions this much larger than their right-hand side are looked at more closely (float64).
 _SUSPICIOUS_GROWTH = 1e5

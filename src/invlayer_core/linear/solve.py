@@ -79,7 +79,9 @@ def solve_blocks(request: SolveRequest) -> Tensor:
     if not bool(_functorch.plain(singular).any()):
         return solution
     if request.singular == "raise" and bool(_functorch.plain(singular & ~unasked).any()):
-        raise _singular_error(_functorch.plain(singular & ~unasked), _functorch.plain(found.condition), request)
+        raise _singular_error(
+            _functorch.plain(singular & ~unasked), _functorch.plain(found.condition), request
+        )
     return _answer_singular(request, found, singular, unasked)
 
 
@@ -135,8 +137,9 @@ def _singular_error(singular: Tensor, condition: Tensor, request: SolveRequest) 
     return SingularJacobianError(
         f"the Jacobian of the conditions is singular at the solution of {shown}{more}, of "
         f"{singular.numel()} samples: y is not a differentiable function of the args there (a double "
-        f"root, a fold, or redundant equations). {_nan_origin(request)}Accepted are regular samples; or choose what "
-        "a singular one should give: adjoint=Implicit(singular='lstsq' | 'damped' | 'nan' | 'zero')."
+        f"root, a fold, or redundant equations). {_nan_origin(request)}"
+        "Accepted are regular samples; or choose what a singular one should give: "
+        "adjoint=Implicit(singular='lstsq' | 'damped' | 'nan' | 'zero')."
     )
 
 

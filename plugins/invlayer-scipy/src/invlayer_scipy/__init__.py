@@ -3,7 +3,7 @@
 This is the registration module. It does not import SciPy: that waits until one of the solvers is used.
 """
 
-from invlayer_core.solvers import SolverSpec, hookimpl
+from invlayer_core import SolverSpec, hookimpl
 
 __all__ = ["register_solver"]
 

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 import numpy as np
 from scipy import optimize
 
-from invlayer_core.solvers import SampleProblem, Solver, SolverResult
+from invlayer_core import SampleProblem, Solver, SolverResult
 from invlayer_scipy.options import (
     FSOLVE_OPTIONS,
     ROOT_OPTIONS,

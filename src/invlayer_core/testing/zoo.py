@@ -1,0 +1,148 @@
+"""The kit's problems: small regular systems F(y, *args) = 0, seeded, each to be posed as every kind.
+
+The Jacobian of every regular system is well conditioned between the start and the solution. The map
+T(y) = y − r F(y) contracts there, so that a solver which only iterates T gets to the solution too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "KINDS",
+    "Case",
+    "Relaxed",
+    "coupled_cubic",
+    "linear",
+    "quadratic",
+    "regular_cases",
+    "square",
+    "transcendental",
+]
+
+KINDS: Final = ("root", "fixed_point")
+"""The problem kinds that the zoo can be posed as."""
+
+
+@final
+@dataclass(frozen=True)
+class Relaxed:
+    """T(y, \\*args) = y − r F(y, \\*args), whose fixed points are the roots of F."""
+
+    function: Callable[..., Tensor]
+    relaxation: float
+
+    def __call__(self, y: Tensor, *args: Tensor) -> Tensor:
+        return y - self.relaxation * self.function(y, *args)
+
+
+@final
+@dataclass(frozen=True)
+class Case:
+    """A batch of systems F(y, \\*args) = 0.
+
+    Attributes
+    ----------
+    name : str
+    function : callable
+        F, ``(*batch, n) -> (*batch, n)``.
+    start : Tensor of shape ``(*batch, n)``
+    args : tuple of Tensor
+        The first is ``(*batch, n)``, one row per system; the others serve all systems.
+    relaxation : float
+        r, for which T(y) = y − r F(y) contracts.
+    exact : bool
+        Whether F is sums and products of single elements: its rounding, and that of its derivatives, is
+        then the same wherever in a batch a system stands, and results can be compared bit for bit.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    start: Tensor
+    args: tuple[Tensor, ...]
+    relaxation: float
+    exact: bool
+
+    def posed(self, kind: str) -> Callable[..., Tensor]:
+        """F for ``"root"``, T for ``"fixed_point"``."""
+        return self.function if kind == "root" else Relaxed(self.function, self.relaxation)
+
+    def select(self, index: Any) -> Case:
+        """The systems at ``index`` of the batch, in that order."""
+        return replace(self, start=self.start[index], args=(self.args[0][index], *self.args[1:]))
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The same systems in another precision."""
+        return replace(self, start=self.start.to(dtype), args=tuple(arg.to(dtype) for arg in self.args))
+
+
+def linear(batch: tuple[int, ...] = (3,), size: int = 5) -> Case:
+    """A y = b."""
+    b, noise = _uniform((*batch, size), -1, 1), _uniform((size, size), -1, 1, seed=1)
+    A = torch.eye(size, dtype=torch.float64) + 0.3 * noise / size
+    return Case("linear", _linear, torch.zeros_like(b), (b, A), 0.8, exact=False)
+
+
+def _linear(y: Tensor, b: Tensor, A: Tensor) -> Tensor:
+    return y @ A.mT - b
+
+
+def quadratic(batch: tuple[int, ...] = (3,), size: int = 2) -> Case:
+    """y² + 2y = b, element by element; two roots each, −1 ± √(1 + b)."""
+    b = _uniform((*batch, size), 0.5, 2.0, seed=2)
+    return Case("quadratic", _quadratic, torch.ones_like(b), (b,), 0.25, exact=True)
+
+
+def _quadratic(y: Tensor, b: Tensor) -> Tensor:
+    return y * y + 2 * y - b
+
+
+def square(batch: tuple[int, ...] = (4,), size: int = 2) -> Case:
+    """y² = b, element by element; without a root where b < 0."""
+    b = _uniform((*batch, size), 0.5, 2.0, seed=3)
+    return Case("square", _square, torch.ones_like(b), (b,), 0.25, exact=True)
+
+
+def _square(y: Tensor, b: Tensor) -> Tensor:
+    return y * y - b
+
+
+def coupled_cubic(batch: tuple[int, ...] = (3,), size: int = 4) -> Case:
+    """y + A y³ = b with A symmetric positive definite, so that the root is the only one."""
+    b, noise = _uniform((*batch, size), -1, 1, seed=4), _uniform((size, size), -1, 1, seed=5)
+    A = 0.2 * noise @ noise.mT + 0.1 * torch.eye(size, dtype=torch.float64)
+    return Case("coupled cubic", _coupled_cubic, torch.zeros_like(b), (b, A), 0.4, exact=True)
+
+
+def _coupled_cubic(y: Tensor, b: Tensor, A: Tensor) -> Tensor:
+    # Column by column: the order of a matrix product's sums depends on the shapes, this one's does not.
+    residual = y - b
+    for j in range(y.shape[-1]):
+        column = y[..., j : j + 1]
+        residual = residual + A[:, j] * (column * column * column)
+    return residual
+
+
+def transcendental(batch: tuple[int, ...] = (3,), size: int = 2) -> Case:
+    """y + exp(y/2) + 0.3 sin(y of the next unknown) = b."""
+    b = _uniform((*batch, size), 0.5, 2.5, seed=6)
+    return Case("transcendental", _transcendental, torch.zeros_like(b), (b,), 0.5, exact=False)
+
+
+def _transcendental(y: Tensor, b: Tensor) -> Tensor:
+    return y + torch.exp(y / 2) + 0.3 * torch.sin(y.roll(1, -1)) - b
+
+
+def regular_cases() -> tuple[Case, ...]:
+    """One case of each regular system, every one a batch of 3."""
+    return linear(), quadratic(), coupled_cubic(), transcendental()
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)

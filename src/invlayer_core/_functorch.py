@@ -8,13 +8,14 @@ running, how many forward-mode levels are nested, and what plain values stand be
 from __future__ import annotations
 
 import inspect
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C import _functorch as _C
 
 __all__ = [
+    "apply",
     "forward_mode_depth",
     "is_active",
     "is_wrapped",
@@ -35,6 +36,17 @@ def with_cached_signature(cls: FunctionClass) -> FunctionClass:
     """
     cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
     return cls
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)``, by the short way where no ``torch.func`` transform is running.
+
+    The long way first binds the arguments to the signature of ``forward``, to fill in defaults that the
+    functions of this package do not have; that takes longer than the rest.
+    """
+    if is_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 def _interpreter_names() -> list[str]:

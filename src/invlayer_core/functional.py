@@ -291,7 +291,7 @@ def batch_jacobian(
         return full_jacobian_blocks(linearization.rows, linearization.value.shape, shape.batch, shape.size, y)
     if method != "fast":
         raise ConditionsError(f"batch_jacobian(method={method!r}): accepted are 'fast' and 'full'.")
-    return per_sample_blocks(linearization)
+    return per_sample_blocks(linearization, check=True)
 
 
 def _solve_from(
@@ -370,7 +370,7 @@ def _how_to_run(
 
 def _solver_jacobian(system: System, y: Tensor, theta: Any) -> Tensor:
     """J for a forward solver: no gradient is recorded, and mixing samples only costs it speed."""
-    return per_sample_blocks(linearize(system, y.detach(), theta), check=False).detach()
+    return per_sample_blocks(linearize(system, y.detach(), theta)).detach()
 
 
 def _open_arguments(args: tuple[Any, ...]) -> tuple[Arguments, torch.dtype | None]:

@@ -135,7 +135,9 @@ def solve_implicitly(
     y, claimed, outcome = run_forward(forward, tensors)
     system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
     system, residual = _certify(system, y, find=captured is None)
-    y, residual, steps = polish(system, y, residual, settings.polish)
+    steps = None
+    if settings.polish:
+        y, residual, steps = polish(system, y, residual, settings.polish)
     measured = _per_sample(system, residual) if measurable else None
     flat, tolerances = _per_sample(system, y), (settings.atol, settings.rtol)
     if measured is not None and not settings.return_info and all_hold(flat, measured, *tolerances):
@@ -176,7 +178,7 @@ def _per_sample(system: System, tensor: Tensor) -> Tensor:
     return tensor.reshape(*batch, tensor.shape[len(batch) :].numel())
 
 
-def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor) -> SolveInfo:
+def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None) -> SolveInfo:
     status = _functorch.plain(verdict.status)
     return SolveInfo(
         ok=_functorch.plain(verdict.ok),
@@ -187,7 +189,7 @@ def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor) -
         message=outcome.message,
         solver=forward.name,
         batch=forward.how,
-        polish=_functorch.plain(steps),
+        polish=torch.zeros_like(status) if steps is None else _functorch.plain(steps),
         aux=outcome.aux,
     )
 

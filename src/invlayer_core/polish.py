@@ -44,7 +44,7 @@ def polish(
     kept : Tensor of int64, shape ``(*batch,)``
         How many steps helped each sample.
     """
-    kept = torch.zeros_like(_size(system, residual), dtype=torch.int64)
+    kept = torch.zeros(system.shape.batch, dtype=torch.int64, device=y.device)
     for _ in range(_AUTO_STEPS if steps == "auto" else steps):
         moved = y - _newton_step(system, y, residual)
         new = system.residual(moved, system.theta).detach()

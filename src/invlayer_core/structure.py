@@ -98,12 +98,17 @@ class Arguments:
     @classmethod
     def flatten(cls, args: Any) -> Arguments:
         """Take ``args`` apart: a tuple of pytrees, or one object standing for ``(object,)``."""
-        leaves, spec = _pytree.tree_flatten(args if isinstance(args, tuple) else (args,))
+        args = args if isinstance(args, tuple) else (args,)
+        if all(isinstance(arg, Tensor) for arg in args):  # the common case needs no pytree
+            return cls(args, None, ())
+        leaves, spec = _pytree.tree_flatten(args)
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         return cls(tensors, spec, tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves))
 
     def unflatten(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         """The args again, with the first of ``tensors`` in the places of the original ones."""
+        if self._spec is None:
+            return tuple(tensors[: len(self.tensors)])
         supply = iter(tensors)
         leaves = [next(supply) if leaf is _TENSOR else leaf for leaf in self._leaves]
         return tuple(_pytree.tree_unflatten(leaves, self._spec))

@@ -25,6 +25,7 @@ from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.jacobians.linearize import Linearization, linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.linear.refine import explain_inaccurate, refine
 from invlayer_core.linear.singular import Diagnosis, diagnose
 from invlayer_core.linear.solve import SingularPolicy, SolveRequest, solve_blocks
 
@@ -90,7 +91,7 @@ class Implicit(Adjoint):
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)
         rule = _Rule(self, system, dead_value)
-        result: Tensor = _ImplicitFunction.apply(rule, y, dead, *system.theta)
+        result: Tensor = _functorch.apply(_ImplicitFunction, rule, y, dead, *system.theta)
         return result
 
     def _attach_by_newton(self, system: System, y: Tensor, dead: Tensor | None) -> Tensor:
@@ -106,7 +107,7 @@ class Implicit(Adjoint):
         order = _functorch.transform_depth() + 2  # and up to two plain backward passes outside
         for _ in range(order.bit_length()):
             linearization = linearize(system, y, system.theta)
-            blocks = per_sample_blocks(linearization, check=False)
+            blocks = per_sample_blocks(linearization)
             residual = system.residual(y, system.theta).reshape(blocks.shape[:-1])
             factors, pivots, _info = torch.linalg.lu_factor_ex(blocks)
             step = torch.linalg.lu_solve(factors, pivots, residual.unsqueeze(-1))
@@ -141,9 +142,25 @@ class _Rule:
         if y.numel() == 0:
             return tuple(torch.zeros_like(t) if want else None for t, want in zip(theta, wanted, strict=True))
         linearization = self._linearize(y, dead, theta, wanted, [cotangent])
+        blocks = per_sample_blocks(linearization, uneven=True)
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
-        weights = self._solve(linearization, flat, dead, transpose=True)
-        return linearization.pullback(-weights, wanted)
+        weights, decided, rhs = self._solve(linearization, blocks, flat, dead, transpose=True)
+        pulled = linearization.pullback(-weights, wanted)
+        if pulled.y is None or self._holds(pulled.y, rhs, decided):
+            return pulled.theta
+        explain_inaccurate(linearization, blocks)
+        weights = refine(blocks, weights, rhs)
+        return linearization.pullback(-weights, wanted).theta
+
+    def _holds(self, pulled: Tensor, rhs: Tensor, decided: Tensor | None) -> bool:
+        """Whether Jᵀw = ȳ, with J as F itself pulls back: it certifies the blocks and the solve at once."""
+        with torch.no_grad():
+            gap = (pulled.reshape(rhs.shape) + rhs).abs().amax(-1)
+            size = rhs.abs().amax(-1)
+            bad = (gap > torch.finfo(rhs.dtype).eps ** 0.6 * size) & size.isfinite()
+            if decided is not None:
+                bad = bad & ~decided
+            return not bool(_functorch.plain(bad).any())
 
     def pushforward(
         self, y: Tensor, dead: Tensor | None, theta: Sequence[Tensor], tangents: Sequence[Tensor | None]
@@ -152,8 +169,9 @@ class _Rule:
             return torch.zeros_like(y)
         given = [tangent is not None for tangent in tangents]
         linearization = self._linearize(y, dead, theta, given, [t for t in tangents if t is not None])
+        blocks = per_sample_blocks(linearization, check=True)
         moved = linearization.pushforward(tangents).reshape(self.system.shape.count, -1)
-        return -self._solve(linearization, moved, dead, transpose=False).reshape(y.shape)
+        return -self._solve(linearization, blocks, moved, dead, transpose=False)[0].reshape(y.shape)
 
     def _linearize(
         self,
@@ -169,23 +187,34 @@ class _Rule:
         return linearize(self.system, y, theta, wanted, create_graph=create_graph)
 
     def _solve(
-        self, linearization: Linearization, rhs: Tensor, dead: Tensor | None, *, transpose: bool
-    ) -> Tensor:
-        blocks = per_sample_blocks(linearization)
+        self,
+        linearization: Linearization,
+        blocks: Tensor,
+        rhs: Tensor,
+        dead: Tensor | None,
+        *,
+        transpose: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x, the samples that a policy answered, and the right-hand side that was solved for."""
+        exempt = None
         if dead is not None:
-            mask = dead.reshape(-1, 1)
-            identity = torch.eye(blocks.shape[-2], blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+            exempt = dead.reshape(-1)
+            mask = exempt.unsqueeze(-1)
+            identity = torch.eye(*blocks.shape[-2:], dtype=blocks.dtype, device=blocks.device)
             blocks = torch.where(mask.unsqueeze(-1), identity, blocks)
-            rhs = torch.where(
-                mask, torch.zeros_like(rhs) if self.dead_value == 0 else rhs * _nan_unless_zero(rhs), rhs
-            )
+            rhs = torch.where(mask, _dead_answer(rhs, self.dead_value), rhs)
         request = SolveRequest(
-            blocks=blocks, rhs=rhs, transpose=transpose,
-            singular=self.settings.singular, damping=self.settings.damping,
+            blocks=blocks,
+            rhs=rhs,
+            transpose=transpose,
+            singular=self.settings.singular,
+            damping=self.settings.damping,
             diagnose=lambda: self._diagnose(linearization, blocks.detach()),
-            exempt=None if dead is None else dead.reshape(-1),
-        )  # fmt: skip
-        return solve_blocks(request)
+            exempt=exempt,
+        )
+        x, singular = solve_blocks(request)
+        decided = exempt if singular is None else singular if exempt is None else singular | exempt
+        return x, decided, rhs
 
     def _diagnose(self, linearization: Linearization, blocks: Tensor) -> Diagnosis:
         y, theta, shape = (
@@ -196,7 +225,7 @@ class _Rule:
 
         def jacobian_at(point: Tensor) -> Tensor:
             moved = linearize(self.system, point.reshape(shape.full), theta)
-            return per_sample_blocks(moved, check=False).detach()
+            return per_sample_blocks(moved).detach()
 
         flat = y.reshape(shape.count, shape.size)
         residual = self.system.residual(y, theta).detach().reshape(shape.count, -1)
@@ -225,8 +254,9 @@ def _uneven(tensor: Tensor) -> Tensor:
     )
 
 
-def _nan_unless_zero(rhs: Tensor) -> Tensor:
-    return torch.where(rhs == 0, torch.ones_like(rhs), torch.full_like(rhs, torch.nan))
+def _dead_answer(rhs: Tensor, value: float) -> Tensor:
+    """``value`` for a failed sample, or zero where nothing is asked of it."""
+    return torch.where(rhs == 0, torch.zeros_like(rhs), torch.full_like(rhs, value))
 
 
 def _out_of_harm(

@@ -7,7 +7,7 @@ n vector-Jacobian products instead of B·n.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Size, Tensor
@@ -18,9 +18,9 @@ __all__ = [
     "batched_rows",
     "check_independent",
     "cotangent_basis",
+    "coupled_error",
     "full_jacobian_blocks",
     "probe_weights",
-    "refuse_coupled",
     "to_blocks",
 ]
 
@@ -44,40 +44,53 @@ def probe_weights(batch: Size, equations: int, like: Tensor) -> tuple[Tensor, Te
     return weights[: batch.numel()], weights[batch.numel() :]
 
 
-def batched_rows(value: Tensor, y: Tensor, cotangents: Tensor, create_graph: bool) -> Tensor:
-    """Pull ``cotangents`` ``(k, *value)`` back to ``y`` in one batched pass: ``(k, *y)``."""
-    if not value.requires_grad or cotangents.shape[0] == 0:
-        return y.new_zeros(cotangents.shape[0], *y.shape)
-    if cotangents.shape[0] == 1:
-        return _row(value, y, cotangents[0], create_graph)[None]
+def batched_rows(
+    value: Tensor, inputs: Sequence[Tensor], cotangents: Tensor, create_graph: bool
+) -> tuple[Tensor, ...]:
+    """Pull ``cotangents`` ``(k, *value)`` back to every input, in one batched pass: ``(k, *input)`` each.
+
+    Below three rows, one pass each costs less than the batching does.
+    """
+    k = cotangents.shape[0]
+    if not value.requires_grad or k == 0:
+        return tuple(tensor.new_zeros(k, *tensor.shape) for tensor in inputs)
+    if k < _BATCHED_FROM:
+        return _looped_rows(value, inputs, cotangents, create_graph)
     try:
-        (rows,) = torch.autograd.grad(
-            value, y, cotangents, is_grads_batched=True,
+        rows = torch.autograd.grad(
+            value, inputs, cotangents, is_grads_batched=True,
             retain_graph=True, create_graph=create_graph, allow_unused=True,
         )  # fmt: skip
     except RuntimeError as error:
-        return _looped_rows(value, y, cotangents, create_graph, error)
-    return y.new_zeros(cotangents.shape[0], *y.shape) if rows is None else rows
-
-
-def _row(value: Tensor, y: Tensor, cotangent: Tensor, create_graph: bool) -> Tensor:
-    (row,) = torch.autograd.grad(
-        value, y, cotangent, retain_graph=True, create_graph=create_graph, allow_unused=True
+        looped = _looped_rows(value, inputs, cotangents, create_graph)
+        warn_user(_ROW_BY_ROW.format(count=k, error=error), PerformanceWarning)
+        return looped
+    return tuple(
+        tensor.new_zeros(k, *tensor.shape) if row is None else row
+        for row, tensor in zip(rows, inputs, strict=True)
     )
-    return torch.zeros_like(y) if row is None else row
+
+
+_BATCHED_FROM = 3
+
+_ROW_BY_ROW = (
+    "The Jacobian was taken row by row ({count} passes instead of one), because the conditions cannot be "
+    "differentiated in a batch: {error}. The numbers are the same. Give such a function a vmap rule "
+    "(generate_vmap_rule = True), or pass jacobian=, to be fast again."
+)
 
 
 def _looped_rows(
-    value: Tensor, y: Tensor, cotangents: Tensor, create_graph: bool, reason: RuntimeError
-) -> Tensor:
-    rows = torch.stack([_row(value, y, cotangent, create_graph) for cotangent in cotangents])
-    warn_user(
-        f"The Jacobian was taken row by row ({cotangents.shape[0]} passes instead of one), because the "
-        f"conditions cannot be differentiated in a batch: {reason}. The numbers are the same. Give such a "
-        "function a vmap rule (generate_vmap_rule = True), or pass jacobian=, to be fast again.",
-        PerformanceWarning,
-    )
-    return rows
+    value: Tensor, inputs: Sequence[Tensor], cotangents: Tensor, create_graph: bool
+) -> tuple[Tensor, ...]:
+    passes = [
+        torch.autograd.grad(
+            value, inputs, cotangent,
+            retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True,
+        )
+        for cotangent in cotangents.unbind()
+    ]  # fmt: skip
+    return tuple(torch.stack(rows) for rows in zip(*passes, strict=True))
 
 
 def to_blocks(rows: Tensor, batch: Size, size: int) -> Tensor:
@@ -107,7 +120,7 @@ def check_independent(rows: Tensor, samples: Tensor, equations: Tensor, pulled: 
     return gap > tolerance * (expected.abs().amax() + pulled.abs().amax())
 
 
-def refuse_coupled(batch: Size, event_dims: int) -> ConditionsError:
+def coupled_error(batch: Size, event_dims: int) -> ConditionsError:
     """The error for conditions that mix samples."""
     return ConditionsError(
         f"the conditions mix the samples of the batch {tuple(batch)} (as BatchNorm does in train mode): "

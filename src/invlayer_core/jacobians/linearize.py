@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.jacobians.blocks import batched_rows
 
-__all__ = ["Linearization", "linearize"]
+__all__ = ["Linearization", "Pullback", "linearize"]
+
+_SMALL = 4096  # entries of ∂F/∂θ worth forming for one system
 
 
 class Linearization(ABC):
@@ -33,12 +35,20 @@ class Linearization(ABC):
         """``cotangents`` ``(k, *residual)`` pulled back to y: ``(k, *batch, *event)``."""
 
     @abstractmethod
-    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-        """``(∂F/∂θ)ᵀ cotangent`` for every θ that is wanted, None for the others."""
+    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> Pullback:
+        """``(∂F/∂θ)ᵀ cotangent`` for every θ that is wanted, and ``(∂F/∂y)ᵀ cotangent`` beside it."""
 
     @abstractmethod
     def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
         """``(∂F/∂θ) tangents``, in the shape of the residual."""
+
+
+@final
+class Pullback(NamedTuple):
+    """One cotangent of F pulled back: to θ (None where not wanted) and, as a check, to y."""
+
+    theta: tuple[Tensor | None, ...]
+    y: Tensor | None  # None where the pass was saved
 
 
 @final
@@ -59,24 +69,46 @@ class RecordedLinearization(Linearization):
             self.y = _on_tape(y, create_graph, wanted=True)
             self.theta = [_on_tape(t, create_graph, want) for t, want in zip(theta, wanted, strict=True)]
             self.value = system.residual(self.y, self.theta)
+        self._moving = [t for t, want in zip(self.theta, wanted, strict=True) if want]
+        self._theta_rows: tuple[Tensor, ...] | None = None
 
     def rows(self, cotangents: Tensor) -> Tensor:
         with torch.enable_grad():
-            return batched_rows(self.value, self.y, cotangents, self.create_graph)
+            if not self._takes_theta_along(cotangents.shape[0]):
+                return batched_rows(self.value, [self.y], cotangents, self.create_graph)[0]
+            inputs = [self.y, *self._moving]
+            rows, *theta_rows = batched_rows(self.value, inputs, cotangents, self.create_graph)
+        self._theta_rows = tuple(theta_rows)
+        return rows
 
-    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-        inputs = [tensor for tensor, want in zip(self.theta, wanted, strict=True) if want]
-        if not inputs or not self.value.requires_grad:
-            return tuple(
-                torch.zeros_like(t) if want else None for t, want in zip(self.theta, wanted, strict=True)
-            )
+    def _takes_theta_along(self, rows: int) -> bool:
+        """Whether one pass should also give ∂F/∂θ: for one small system it saves the pass of ``pullback``.
+
+        (In a batch, a row holds one equation of *every* system, and cannot be weighed per sample.)
+        """
+        if self.system.shape.count != 1 or not self._moving:
+            return False
+        return rows * sum(tensor.numel() for tensor in self._moving) <= _SMALL
+
+    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> Pullback:
+        if self._theta_rows is not None and self._theta_rows[0].shape[0] == cotangent.numel():
+            return Pullback(self._from_rows(cotangent.reshape(1, -1), self._theta_rows, wanted), None)
+        if not self.value.requires_grad:
+            return Pullback(_zeros(self.theta, wanted), torch.zeros_like(self.y))
         with torch.enable_grad():
             grads = torch.autograd.grad(
-                self.value, inputs, cotangent.reshape(self.value.shape),
+                self.value, [self.y, *self._moving], cotangent.reshape(self.value.shape),
                 create_graph=self.create_graph, retain_graph=True, allow_unused=True,
             )  # fmt: skip
-        supply = iter(grads)
-        return tuple(next(supply) if want else None for want in wanted)
+        pulled = torch.zeros_like(self.y) if grads[0] is None else grads[0]
+        return Pullback(_spread(grads[1:], wanted), pulled)
+
+    def _from_rows(
+        self, cotangent: Tensor, theta_rows: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        size = cotangent.numel()
+        products = [(cotangent @ rows.reshape(size, -1)).reshape(rows.shape[1:]) for rows in theta_rows]
+        return _spread(products, wanted)
 
     def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
         # (∂F/∂θ) t is the derivative of the linear map c ↦ (∂F/∂θ)ᵀ c, applied backwards to t: two
@@ -113,10 +145,11 @@ class TransformedLinearization(Linearization):
     def _of_theta(self, *theta: Tensor) -> Tensor:
         return self.system.residual(self.y, theta)
 
-    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> Pullback:
         kept = [i for i, want in enumerate(wanted) if want]
-        grads = iter(self._pull_theta(kept)(cotangent.reshape(self.value.shape)))
-        return tuple(next(grads) if want else None for want in wanted)
+        cotangent = cotangent.reshape(self.value.shape)
+        grads = self._pull_theta(kept)(cotangent)
+        return Pullback(_spread(grads, wanted), self._pull_y(cotangent)[0])
 
     def _pull_theta(self, kept: Sequence[int]) -> Callable[[Tensor], Any]:
         def partial(*moving: Tensor) -> Tensor:
@@ -135,6 +168,15 @@ class TransformedLinearization(Linearization):
         result: Tensor
         (result,) = push(tuple(tangents[i] for i in kept))
         return result
+
+
+def _spread(grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    supply = iter(grads)
+    return tuple(next(supply) if want else None for want in wanted)
+
+
+def _zeros(theta: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    return tuple(torch.zeros_like(t) if want else None for t, want in zip(theta, wanted, strict=True))
 
 
 def _on_tape(tensor: Tensor, create_graph: bool, wanted: bool) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from invlayer_core.linear.singular import (
     minimum_norm_solution,
 )
 
-__all__ = ["SingularPolicy", "SolveRequest", "solve_blocks"]
+__all__ = ["BlockSolution", "SingularPolicy", "SolveRequest", "solve_blocks"]
 
 SingularPolicy = Literal["raise", "lstsq", "damped", "nan", "zero"]
 
@@ -53,8 +53,16 @@ class SolveRequest:
     exempt: Tensor | None = None
 
 
-def solve_blocks(request: SolveRequest) -> Tensor:
-    """x of shape ``(B, n)``, or ``(B, m)`` if transposed; differentiable to any order.
+@final
+class BlockSolution(NamedTuple):
+    """x, and which samples were answered by the policy for singular ones (None: none was)."""
+
+    x: Tensor  # (B, n), or (B, m) if transposed
+    singular: Tensor | None  # (B,)
+
+
+def solve_blocks(request: SolveRequest) -> BlockSolution:
+    """Solve for every sample; differentiable to any order.
 
     Raises
     ------
@@ -64,25 +72,26 @@ def solve_blocks(request: SolveRequest) -> Tensor:
         If blocks are not square and the policy is not ``"lstsq"`` or ``"damped"``.
     """
     if request.blocks.shape[-1] != request.blocks.shape[-2]:
-        return _solve_rectangular(request)
+        everything = torch.ones(request.blocks.shape[0], dtype=torch.bool, device=request.blocks.device)
+        return BlockSolution(_solve_rectangular(request), everything)
     solution = _lu(request.blocks, request)
     with torch.no_grad():
         suspicious = is_suspicious(solution, request.rhs)
         if request.exempt is not None:
             suspicious = suspicious & ~request.exempt
         if not bool(_functorch.plain(suspicious).any()):
-            return solution
+            return BlockSolution(solution, None)
         found = request.diagnose()
         # A sample whose cotangent is zero asks for nothing: its answer is zero, singular or not.
         unasked = (request.rhs == 0).all(-1)
         singular = found.singular & suspicious
     if not bool(_functorch.plain(singular).any()):
-        return solution
+        return BlockSolution(solution, None)
     if request.singular == "raise" and bool(_functorch.plain(singular & ~unasked).any()):
         raise _singular_error(
             _functorch.plain(singular & ~unasked), _functorch.plain(found.condition), request
         )
-    return _answer_singular(request, found, singular, unasked)
+    return BlockSolution(_answer_singular(request, found, singular, unasked), singular)
 
 
 def _lu(blocks: Tensor, request: SolveRequest) -> Tensor:

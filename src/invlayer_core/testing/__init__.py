@@ -1,4 +1,4 @@
-"""The conformance kit: does a solver keep what its spec promises?
+"""The conformance kit: whether a solver keeps what its spec promises.
 
 ``check_solver(spec)`` puts an adapter through every rule and returns a report, or raises one error with all
 that is broken. :class:`invlayer_core.testing.pytest_case.SolverConformance` does the same as a test class,

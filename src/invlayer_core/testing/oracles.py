@@ -72,7 +72,7 @@ def derivatives(
     draw = lambda like: torch.rand(like.shape, generator=generator, dtype=like.dtype) + 0.5  # noqa: E731
     y = layer(*args)
     first = torch.autograd.grad((draw(y) * y * y).sum(), args, create_graph=True)
-    second = torch.autograd.grad(sum((draw(g) * g).sum() for g in first), args)
+    second = torch.autograd.grad(torch.stack([(draw(g) * g).sum() for g in first]).sum(), args)
     return [g.detach() for g in first], list(second)
 
 

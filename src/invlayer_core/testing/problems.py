@@ -22,9 +22,7 @@ def pose(case: Case, kind: str, *, batched: bool) -> list[tuple[Problem, Any]]:
     """Every problem of a case with its initial guess: one for a batched solver, else one per system."""
     if batched:
         return [(batch_problem(case, kind), case.start.clone())]
-    return [
-        (sample_problem(case, kind, i), _to_numpy(case.start[i])) for i in range(case.start.shape[0])
-    ]
+    return [(sample_problem(case, kind, i), _to_numpy(case.start[i])) for i in range(case.start.shape[0])]
 
 
 def batch_problem(case: Case, kind: str) -> BatchProblem:
@@ -50,9 +48,7 @@ def sample_problem(case: Case, kind: str, index: int) -> SampleProblem:
     def of_vector(function: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
         return lambda y: _to_numpy(function(torch.as_tensor(y).to(case.start).reshape(1, -1))[0])
 
-    return SampleProblem(
-        kind, problem.size, index, of_vector(problem.residual), of_vector(problem.jacobian)
-    )
+    return SampleProblem(kind, problem.size, index, of_vector(problem.residual), of_vector(problem.jacobian))
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:

@@ -159,7 +159,7 @@ def _chosen(spec: SolverSpec, kinds: Collection[str] | None) -> tuple[str, ...]:
     unknown = [kind for kind in wanted if kind not in able]
     if unknown or not wanted:
         raise ValueError(
-            f"check_solver({spec.name!r}, kinds={kinds!r}): the spec declares {list(spec.kinds)}, and the kit "
+            f"check_solver({spec.name!r}, kinds={kinds!r}): the spec declares {list(spec.kinds)}, the kit "
             f"has problems for {list(zoo.KINDS)}; accepted are one or more of {able}."
         )
     return tuple(wanted)

@@ -1,4 +1,4 @@
-"""The kit's problems: small regular systems F(y, *args) = 0, seeded, each to be posed as every kind.
+"""The kit's problems: small regular systems ``F(y, *args)`` = 0, seeded, each to be posed as every kind.
 
 The Jacobian of every regular system is well conditioned between the start and the solution. The map
 T(y) = y − r F(y) contracts there, so that a solver which only iterates T gets to the solution too.
@@ -32,7 +32,7 @@ KINDS: Final = ("root", "fixed_point")
 @final
 @dataclass(frozen=True)
 class Relaxed:
-    """T(y, \\*args) = y − r F(y, \\*args), whose fixed points are the roots of F."""
+    """``T(y, *args)`` = y − r ``F(y, *args)``, whose fixed points are the roots of F."""
 
     function: Callable[..., Tensor]
     relaxation: float
@@ -44,7 +44,7 @@ class Relaxed:
 @final
 @dataclass(frozen=True)
 class Case:
-    """A batch of systems F(y, \\*args) = 0.
+    """A batch of systems ``F(y, *args)`` = 0.
 
     Attributes
     ----------
@@ -75,6 +75,17 @@ class Case:
     def select(self, index: Any) -> Case:
         """The systems at ``index`` of the batch, in that order."""
         return replace(self, start=self.start[index], args=(self.args[0][index], *self.args[1:]))
+
+    def spread(self, width: float) -> Case:
+        """The same systems with starts up to ``width`` further away, so that some take more iterations."""
+        ramp = torch.linspace(0, width, len(self.start), dtype=self.start.dtype)
+        return replace(self, start=self.start + ramp.unsqueeze(-1))
+
+    def shifted(self, by: float, index: Any = slice(None)) -> Case:
+        """The same systems with ``by`` added to the first arg, in the systems at ``index``."""
+        first = self.args[0].clone()
+        first[index] += by
+        return replace(self, args=(first, *self.args[1:]))
 
     def to(self, dtype: torch.dtype) -> Case:
         """The same systems in another precision."""

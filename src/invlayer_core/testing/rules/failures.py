@@ -14,7 +14,7 @@ from invlayer_core.solvers import SampleProblem, Solver, SolverResult, Status
 from invlayer_core.testing.oracles import same
 from invlayer_core.testing.rules.rule import Violation, rule
 from invlayer_core.testing.subject import NotApplicable, Subject
-from invlayer_core.testing.zoo import Case, square
+from invlayer_core.testing.zoo import square
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,9 @@ def exceptions(subject: Subject) -> str:
         _require_contained(y, info, healthy, f"an exception in F ({kind})")
         if info.status[_BAD] is Status.FALSE_CONVERGENCE:
             raise Violation(
-                "a solve that F interrupts to fail", "success=True", "Do not catch what F raises, or report it."
+                "a solve that F interrupts to fail",
+                "success=True",
+                "Do not catch what F raises, or report it.",
             )
         found.append(info.status[_BAD].name)
     return f"the sample is {' or '.join(dict.fromkeys(found))}, the others bitwise as without it"
@@ -73,7 +75,7 @@ def _raising(function: Callable[[Any], Any], calls: list[int]) -> Callable[[Any]
 @rule
 def no_root(subject: Subject) -> str:
     """A sample without a root is never CONVERGED, and changes no other."""
-    return _spoiled(subject, -1.0, "a sample without a root")
+    return _spoiled(subject, -2.5, "a sample without a root")
 
 
 @rule
@@ -82,21 +84,27 @@ def nan_args(subject: Subject) -> str:
     return _spoiled(subject, torch.nan, "NaN in the args of a sample")
 
 
-def _spoiled(subject: Subject, value: float, what: str) -> str:
+def _spoiled(subject: Subject, shift: float, what: str) -> str:
     found = []
     for kind in subject.kinds:
         case = square()
         healthy, _ = subject.solve(case, kind)
-        y, info = subject.solve(_with_row(case, value), kind)
+        spoiled = case.shifted(shift, _BAD)
+        y, info = subject.solve(spoiled, kind)
         _require_contained(y, info, healthy, f"{what} ({kind})")
+        _require_failure_alone(*subject.solve(spoiled.select(_BAD), kind), f"{what}, alone ({kind})")
         found.append(info.status[_BAD].name)
     return f"the sample is {' or '.join(dict.fromkeys(found))}, the others bitwise as without it"
 
 
-def _with_row(case: Case, value: float) -> Case:
-    b = case.args[0].clone()
-    b[_BAD] = value
-    return replace(case, args=(b,))
+def _require_failure_alone(y: Tensor, info: SolveInfo, what: str) -> None:
+    """One system of shape ``(n,)`` that fails is still one system."""
+    if y.ndim != 1 or info.status[0].ok:
+        raise Violation(
+            f"{what} to fail, with y of shape (n,)",
+            f"{info.status[0].name}, with y of shape {tuple(y.shape)}",
+            "Return SolverResult(y=<the last iterate, in the shape of y0>, success=False, message=...).",
+        )
 
 
 def _require_contained(y: Tensor, info: SolveInfo, healthy: Tensor, what: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
 
 from invlayer_core.testing.oracles import derivatives, unrolled_newton
 from invlayer_core.testing.rules.rule import Violation, rule
@@ -53,7 +54,7 @@ def compare_with_differences(layer: Callable[..., Tensor], args: Sequence[Tensor
     """Refuse a layer whose first derivatives are not those of its own values, by central differences."""
     try:
         torch.autograd.gradcheck(layer, _leaves(args), eps=1e-5, atol=1e-7, rtol=1e-5)
-    except torch.autograd.gradcheck.GradcheckError as error:
+    except GradcheckError as error:
         raise Violation(
             f"the derivative of {name} to be that of the re-solved layer, by central differences",
             str(error),

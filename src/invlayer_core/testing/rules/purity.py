@@ -8,6 +8,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,10 +28,10 @@ __all__ = ["global_state", "no_mutation", "pickling", "repeatable"]
 def no_mutation(subject: Subject) -> str:
     """A solve changes neither y0, args and options nor the solver itself."""
     for kind, case in subject.each(*regular_cases()):
-        _require_unchanged(subject, case, lambda kind=kind, case=case: subject.solve(case, kind))
+        _require_unchanged(subject, case, partial(subject.solve, case, kind))
         for problem, y0 in pose(case, kind, batched=subject.solver.batched):
             options = copy.deepcopy(dict(subject.options))
-            call = lambda p=problem, y=y0, o=options: subject.solver.solve(p, y, o)  # noqa: E731
+            call = partial(subject.solver.solve, problem, y0, options)
             _require_unchanged(subject, case, call, options)
     given = f"options {sorted(subject.options)}" if subject.options else "options (none given)"
     return f"y0, args, {given} and the solver's attributes are bitwise as before"

@@ -13,7 +13,7 @@ __all__ = ["Rule", "Violation", "rule"]
 
 
 @final
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 (it is a finding)
     """A rule is broken.
 
     Parameters
@@ -23,7 +23,7 @@ class Violation(AssertionError):
     """
 
     def __init__(self, expected: str, came: str, remedy: str) -> None:
-        super().__init__(f"expected {expected}; came {came}. {remedy}")
+        super().__init__(f"expected {expected}; came {came.rstrip('.')}. {remedy}")
 
 
 @final

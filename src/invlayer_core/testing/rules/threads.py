@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, final
 
-import torch
 from torch import Tensor
 
 from invlayer_core.testing.oracles import same
 from invlayer_core.testing.rules.rule import Violation, rule
 from invlayer_core.testing.subject import NotApplicable, Subject
-from invlayer_core.testing.zoo import Case, coupled_cubic
+from invlayer_core.testing.zoo import Case, coupled_cubic, square
 
 __all__ = ["thread_safety"]
 
@@ -27,15 +27,27 @@ _PAUSE: Final = 2e-4  # seconds; enough for another thread to go on
 def thread_safety(subject: Subject) -> str:
     """Solves of one instance in several threads give what they give one after the other."""
     if not subject.spec.thread_safe:
-        raise NotApplicable("SolverSpec(thread_safe=False): the solver is never called from two threads at once")
+        raise NotApplicable("SolverSpec(thread_safe=False): two threads never call the solver at once")
     for kind in subject.kinds:
         cases = [_slowed(shift) for shift in range(_THREADS * _SOLVES)]
-        solve = lambda case, kind=kind: subject.solve(case, kind)[0]  # noqa: E731
+        solve = partial(subject.solve, kind=kind)
         serial = [solve(case) for case in cases]
         with ThreadPoolExecutor(_THREADS) as pool:
             threaded = list(pool.map(solve, cases))
-        _require_same(serial, threaded, kind)
-    return f"{_THREADS} threads × {_SOLVES} solves, interleaved within each solve, bitwise as one by one"
+        _require_same([y for y, _ in serial], [y for y, _ in threaded], f"{_THREADS} threads ({kind})")
+        if not subject.solver.batched:
+            _require_lockstep(subject, kind)
+    lockstep = "" if subject.solver.batched else "; lockstep bitwise as serial"
+    return f"{_THREADS} threads × {_SOLVES} solves, interleaved within each, bitwise as one by one{lockstep}"
+
+
+def _require_lockstep(subject: Subject, kind: str) -> None:
+    """The samples of a batch, each in a thread of its own that waits for the others at every F."""
+    cases = (coupled_cubic((3,)), square().shifted(-2.5, index=1))  # the second has a sample without a root
+    serial, lockstep = (
+        [subject.solve(case, kind, batch=batch)[0] for case in cases] for batch in ("serial", "lockstep")
+    )
+    _require_same(serial, lockstep, f"lockstep ({kind})")
 
 
 def _slowed(shift: int) -> Case:
@@ -57,11 +69,11 @@ class _Yielding:
         return self.function(y, *args)
 
 
-def _require_same(serial: list[Tensor], threaded: list[Tensor], kind: str) -> None:
+def _require_same(serial: list[Tensor], threaded: list[Tensor], how: str) -> None:
     wrong = [i for i, (a, b) in enumerate(zip(serial, threaded, strict=True)) if not same(a, b)]
     if wrong:
         raise Violation(
-            f"{len(serial)} solves in {_THREADS} threads to give what they give one by one ({kind})",
+            f"{len(serial)} solves in {how} to give what they give one by one",
             f"{len(wrong)} other results",
             "Keep what belongs to one call in local variables, or declare SolverSpec(thread_safe=False).",
         )

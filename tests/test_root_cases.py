@@ -29,7 +29,10 @@ import invlayer_core as inv
 pytestmark = pytest.mark.usefixtures("float64")
 
 DATA = Path(__file__).parent / "data"
-TOLERANCE = 1e-8  # what is asked of value and gradient, relative
+# Relative error of value and gradient. 1e-8 is what is asked; what a solver reaches here, with its default
+# options and a factor of about 20 to spare, is nearer. Half of the 62 cases are at 1e-15.
+ASKED = 1e-8
+REACHED = {"torch.newton": 1e-11, "scipy.root": 3e-10}
 PERTURBATION = 1e-3
 
 
@@ -79,7 +82,9 @@ class Case:
         return [compile(text, self.name, "eval") for text in self.residual]
 
     def conditions(self, y: Tensor, p: Tensor) -> Tensor:
-        names = dict(zip(self.vars, y.unbind(-1), strict=True)) | dict(zip(self.params, p.unbind(-1), strict=True))
+        names = dict(zip(self.vars, y.unbind(-1), strict=True)) | dict(
+            zip(self.params, p.unbind(-1), strict=True)
+        )
         return torch.stack([evaluate(code, names) for code in self._compiled], -1)
 
     def p(self) -> Tensor:
@@ -134,7 +139,7 @@ def test_all_cases_are_here() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_stored_root_solves_the_system(case: Case) -> None:
-    """The formulas as they are read here, in exact-to-rounding terms: a check of the reader itself."""
+    """A check of the formulas as they are read here: F vanishes to the rounding of its terms."""
     y, p = case.y(), case.p()
     terms = torch.func.jacrev(case.conditions, argnums=(0, 1))(y, p)
     scale = sum((part.abs() @ value.abs()) for part, value in zip(terms, (y, p), strict=True))
@@ -146,10 +151,12 @@ def test_stored_root_solves_the_system(case: Case) -> None:
 def test_value_and_gradient(case: Case, solver: str) -> None:
     p = case.p().requires_grad_()
     y = inv.root(case.conditions, case.near(), args=p, solver=solver)
-    assert relative(y.detach(), case.y()) <= TOLERANCE
     ours, reference = jacobian(y, p), case.gradient()
-    assert relative(ours, reference) <= TOLERANCE
-    assert worst_row(ours, reference) <= TOLERANCE
+    tolerance = REACHED[solver]
+    assert tolerance < ASKED
+    assert relative(y.detach(), case.y()) <= tolerance
+    assert relative(ours, reference) <= tolerance
+    assert worst_row(ours, reference) <= tolerance
 
 
 @SOLVERS
@@ -167,11 +174,20 @@ def test_singular_root_has_a_least_squares_answer(case: Case, solver: str) -> No
     p = case.p().requires_grad_()
     adjoint = inv.adjoints.Implicit(singular="lstsq")
     y = inv.root(case.conditions, case.near(), args=p, solver=solver, adjoint=adjoint)
-    ours = jacobian(y, p)
-    assert bool(ours.isfinite().all())
-    at_root = torch.func.jacrev(case.conditions, argnums=(0, 1))(case.y(), case.p())
-    expected = -torch.linalg.pinv(at_root[0], rtol=1e-6) @ at_root[1]
-    assert relative(ours, expected) <= 1e-2  # y* itself is only known to the square root of rounding
+    rows = [torch.autograd.grad(y, p, unit, retain_graph=True)[0] for unit in torch.eye(y.numel())]
+    ours, (of_y, of_p) = torch.stack(rows), torch.func.jacrev(case.conditions, (0, 1))(case.y(), case.p())
+    expected = -torch.linalg.pinv(of_y, atol=1e-6, rtol=1e-6) @ of_p
+    # y* itself is only known to the square root of rounding.
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.xfail(strict=True, reason="the answer for singular samples has no rule for batched cotangents")
+def test_least_squares_answer_for_batched_cotangents() -> None:
+    (case,) = [case for case in SINGULAR if case.name == "ik_2R_singular"]
+    p = case.p().requires_grad_()
+    y = inv.root(case.conditions, case.near(), args=p, adjoint=inv.adjoints.Implicit(singular="lstsq"))
+    (first,) = torch.autograd.grad(y[0], p, retain_graph=True)
+    assert torch.equal(jacobian(y, p)[0], first)
 
 
 def test_numbers_are_read_as_fractions_are() -> None:

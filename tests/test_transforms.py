@@ -69,7 +69,9 @@ def test_gradgradcheck_reverse_over_reverse(case: Case) -> None:
 
 
 def test_gradgradcheck_forward_over_reverse(case: Case) -> None:
-    assert gradgradcheck(case.layer, with_grad(case.inputs(2)), check_fwd_over_rev=True, check_rev_over_rev=False)
+    assert gradgradcheck(
+        case.layer, with_grad(case.inputs(2)), check_fwd_over_rev=True, check_rev_over_rev=False
+    )
 
 
 def test_gradgradcheck_batched(case: Case) -> None:
@@ -79,9 +81,7 @@ def test_gradgradcheck_batched(case: Case) -> None:
 # --- torch.func against the unrolled solver ---------------------------------------------------------------
 
 FIRST = {"jacrev": jacrev, "jacfwd": jacfwd}
-SECOND = {
-    f"{outer}({inner})": (FIRST[outer], FIRST[inner]) for outer in FIRST for inner in FIRST
-}
+SECOND = {f"{outer}({inner})": (FIRST[outer], FIRST[inner]) for outer in FIRST for inner in FIRST}
 
 
 @pytest.mark.parametrize("transform", FIRST.values(), ids=FIRST)

@@ -53,7 +53,7 @@ def require_solved(subject: Subject, case: Case, kind: str, y: Tensor, info: Sol
 
 @rule
 def claims(subject: Subject) -> str:
-    """success is True where regular problems are solved, and only there."""
+    """success is True where regular problems are solved, and not where they are missed."""
     count = 0
     for kind, case in subject.each(*regular_cases()):
         _require_honest_claims(subject, case, kind)

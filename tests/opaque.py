@@ -1,7 +1,7 @@
 """Shared problems: solvers that torch cannot see into, and Newton's method unrolled as an oracle.
 
-The three systems have the same 2×2 shape: in a sample, each equation holds both unknowns; F is nonlinear in
-y and in the args; ``a`` is shared by the samples of a batch, ``b`` belongs to one of them.
+The systems have three unknowns each: every equation holds two of them, and J is far from symmetric. F is
+nonlinear in y and in the args; ``a`` is shared by the samples of a batch, ``b`` belongs to one of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 import invlayer_core as inv
 
+SIZE = 3
 NEWTON_STEPS = 12
 
 
@@ -54,15 +55,15 @@ def numpy_newton(
 
 
 def root_conditions(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return y + 0.3 * a * torch.sin(y.flip(-1)) + b * y**3 - b
+    return y + 0.3 * a * torch.sin(y.roll(1, -1)) + b * y**3 - b
 
 
 def root_jacobian(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return _jacobian(1 + 3 * b * y**2, 0.3 * a * torch.cos(y.flip(-1)))
+    return _jacobian(1 + 3 * b * y**2, 0.3 * a * torch.cos(y.roll(1, -1)))
 
 
 def fixed_point_map(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return 0.3 * a * torch.sin(y.flip(-1)) + 0.2 * b * torch.tanh(y) + b**2
+    return 0.3 * a * torch.sin(y.roll(1, -1)) + 0.2 * b * torch.tanh(y) + b**2
 
 
 def fixed_point_conditions(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -70,22 +71,22 @@ def fixed_point_conditions(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def fixed_point_jacobian(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return _jacobian(0.2 * b * (1 - torch.tanh(y) ** 2) - 1, 0.3 * a * torch.cos(y.flip(-1)))
+    return _jacobian(0.2 * b * (1 - torch.tanh(y) ** 2) - 1, 0.3 * a * torch.cos(y.roll(1, -1)))
 
 
 def forward_map(y: Tensor) -> Tensor:
     """The f whose inverse is sought."""
-    return y + 0.3 * torch.sin(y.flip(-1)) + y**3
+    return y + 0.3 * torch.sin(y.roll(1, -1)) + y**3
 
 
 def forward_jacobian(y: Tensor) -> Tensor:
-    return _jacobian(1 + 3 * y**2, 0.3 * torch.cos(y.flip(-1)))
+    return _jacobian(1 + 3 * y**2, 0.3 * torch.cos(y.roll(1, -1)))
 
 
 def _jacobian(diagonal: Tensor, off: Tensor) -> Tensor:
-    """2×2 blocks from ∂F_i/∂y_i and ∂F_i/∂y_j, each ``(*batch, 2)``."""
-    mixed = off.unsqueeze(-1) * torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=off.dtype)
-    return torch.diag_embed(diagonal) + mixed
+    """Blocks from ∂F_i/∂y_i and ∂F_i/∂y_{i-1}, each ``(*batch, n)``."""
+    shift = torch.eye(SIZE, dtype=off.dtype).roll(1, 0)
+    return torch.diag_embed(diagonal) + off.unsqueeze(-1) * shift
 
 
 def _solve_opaquely(
@@ -131,7 +132,7 @@ class Case:
         """Args for one sample, or for a batch."""
         generator = torch.Generator().manual_seed(1)
         return tuple(
-            0.5 + torch.rand(*(() if shared else batch), 2, generator=generator, dtype=torch.float64)
+            0.5 + torch.rand(*(() if shared else batch), SIZE, generator=generator, dtype=torch.float64)
             for shared in self.shared
         )
 

@@ -142,7 +142,8 @@ def solve_implicitly(
     flat, tolerances = _per_sample(system, y), (settings.atol, settings.rtol)
     if measured is not None and not settings.return_info and all_hold(flat, measured, *tolerances):
         return Solution(_attach(system, y, None, settings), None, outcome)  # no one asked for more
-    verdict = judge(flat, measured, outcome.status if claimed is None else claimed, *tolerances)
+    claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
+    verdict = judge(flat, measured, claimed, *tolerances)
     info = _info(verdict, outcome, forward, steps)
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)

@@ -180,3 +180,55 @@ def test_auto_takes_lockstep_for_thread_safe_solvers() -> None:
     _, info = inv.root(Counted(), y0, a, solver="scipy.fsolve", return_info=True)
     _, single = inv.root(Counted(), y0[:1], a[:1], solver="scipy.fsolve", return_info=True)
     assert (info.batch, single.batch) == ("lockstep", "serial")
+
+
+class Malformed(inv.Solver):
+    """Sample 0 returns a result that no one can read."""
+
+    def __init__(self, **fields: object) -> None:
+        self.fields = fields
+
+    def solve(self, problem, y0, options):  # type: ignore[no-untyped-def]
+        fields = self.fields if problem.index == 0 else {}
+        return inv.SolverResult(**{"y": np.ones(problem.size), "iterations": 1, **fields})
+
+
+@pytest.mark.parametrize("how", ["serial", "lockstep"])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"iterations": None}, "SolverResult.iterations is None"),
+        ({"iterations": float("nan")}, "SolverResult.iterations is nan"),
+        ({"success": np.array([True, False])}, "SolverResult.success is array"),
+        ({"message": None}, "SolverResult.message must be a str"),
+        ({"aux": None}, "SolverResult.aux a mapping"),
+        ({"y": "no numbers"}, "SolverResult.y is not an array of numbers"),
+        ({"y": np.ones(5)}, "SolverResult.y has shape"),
+    ],
+)
+def test_a_malformed_result_stays_with_its_sample(how: str, fields: dict, message: str) -> None:
+    def f(y: Tensor) -> Tensor:
+        return y - 1
+
+    y, info = inv.root(
+        f, torch.zeros(3, 2, dtype=FLOAT), solver=Malformed(**fields), batch=how, on_failure="nan",
+        return_info=True,
+    )  # fmt: skip
+    assert [status.name for status in info.status] == ["WRONG_SHAPE", "CONVERGED", "CONVERGED"]
+    assert message in info.message[0]
+    assert y[0].isnan().all()
+    assert torch.equal(y[1:], torch.ones(2, 2, dtype=FLOAT))
+
+
+def test_a_failure_of_the_bookkeeping_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    from invlayer_core.execution.samples import SampleRecord
+
+    def broken(self: SampleRecord, index: int, solve: object) -> None:
+        raise MemoryError("no room for the record")
+
+    monkeypatch.setattr(SampleRecord, "keep", broken)
+    before = threading.active_count()
+    y0, a = problem()
+    with pytest.raises(MemoryError, match="no room for the record"):
+        inv.root(Counted(), y0, a, solver=Relaxation(), batch="lockstep")
+    assert threading.active_count() == before

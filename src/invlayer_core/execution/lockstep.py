@@ -52,6 +52,7 @@ class _Player:
         self.request: tuple[Wanted, np.ndarray] | None = None
         self.answer: np.ndarray | Exception | None = None
         self.cancelled = False
+        self.failure: BaseException | None = None
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, args=(play,), daemon=True)
         self._thread.start()
@@ -63,6 +64,8 @@ class _Player:
                 play(self)
         except _Cancelled:
             pass
+        except BaseException as failure:  # not of the sample (those are kept): the conductor raises it
+            self.failure = failure
         finally:
             self.request = None
             self._back.release()
@@ -83,14 +86,18 @@ class _Player:
         """Called by the conductor: let it run to its next request; False once it has finished."""
         self._go.release()
         self._back.acquire()
-        if self.request is None:
-            self._thread.join()
-        return self.request is not None
+        if self.request is not None:
+            return True
+        self._thread.join()
+        if self.failure is not None and not self.cancelled:
+            raise self.failure
+        return False
 
     def cancel(self) -> None:
-        """End it wherever it waits."""
+        """End it where it waits, or at its next request."""
         self.cancelled = True
-        self.take_turn()
+        self._go.release()
+        self._thread.join()
 
 
 def run_in_lockstep(solver: Solver, problem: BatchProblem, y0: Tensor, options: Mapping[str, Any]) -> Outcome:

@@ -65,11 +65,12 @@ class SampleRecord:
             self.errors.append(error)
             self._fail(index, Status.SOLVER_ERROR, f"{type(error).__name__}: {error}")
             return
-        row = _as_row(result, self.rows.shape[-1])
-        if isinstance(row, str):
-            self._fail(index, Status.WRONG_SHAPE, row)
+        wrong = _what_is_wrong(result, self.rows.shape[-1])
+        if wrong:
+            self._fail(index, Status.WRONG_SHAPE, wrong)
             return
-        self.rows[index], self.iterations[index] = row, int(result.iterations)
+        self.rows[index] = torch.as_tensor(result.y).detach().to("cpu", torch.float64)
+        self.iterations[index] = int(result.iterations)
         self.message[index], self.aux[index] = message_of(result), result.aux
         if not bool(result.success):
             self.status[index] = int(Status.NOT_CONVERGED)
@@ -92,8 +93,8 @@ class SampleRecord:
         )
 
 
-def _as_row(result: Any, size: int) -> Tensor | str:
-    """The solution as a float64 row, or what is wrong with it."""
+def _what_is_wrong(result: Any, size: int) -> str:
+    """Why a result cannot be used, in one sentence; empty if it can."""
     if not isinstance(result, SolverResult):
         return f"solve() returned {type(result).__name__}; accepted is a SolverResult."
     try:
@@ -102,7 +103,15 @@ def _as_row(result: Any, size: int) -> Tensor | str:
         return f"SolverResult.y is not an array of numbers: {error}"
     if tuple(row.shape) != (size,) or row.is_complex() or row.dtype == torch.bool:
         return f"SolverResult.y has shape {tuple(row.shape)} and dtype {row.dtype}, not real ({size},)."
-    return row.detach().to("cpu", torch.float64, copy=True)
+    for name, convert in (("iterations", int), ("success", bool)):
+        value = getattr(result, name)
+        try:
+            convert(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            return f"SolverResult.{name} is {value!r}; accepted is one {convert.__name__}."
+    if not isinstance(result.aux, Mapping) or not isinstance(result.message, str):
+        return "SolverResult.message must be a str, and SolverResult.aux a mapping."
+    return ""
 
 
 def solve_sample(

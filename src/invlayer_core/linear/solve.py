@@ -79,7 +79,9 @@ def solve_blocks(request: SolveRequest) -> BlockSolution:
         suspicious = is_suspicious(solution, request.rhs)
         if request.exempt is not None:
             suspicious = suspicious & ~request.exempt
-        if not bool(_functorch.plain(suspicious).any()):
+        # Over all mapped right-hand sides: what is examined is the block, which they share.
+        suspicious = _functorch.plain(suspicious).reshape(-1, request.blocks.shape[0]).any(0)
+        if not bool(suspicious.any()):
             return BlockSolution(solution, None)
         found = request.diagnose()
         # A sample whose cotangent is zero asks for nothing: its answer is zero, singular or not.

@@ -1,0 +1,97 @@
+"""A device that is not there: torch's own rules of where tensors live, on values that are real.
+
+``FakeTensorMode`` knows the shape, dtype and device of every tensor and refuses to mix devices, as a CUDA
+build does. But it has no values, so that the first ``bool(tensor)`` stops it. Here every op also runs on the
+CPU tensors that hold the values: host decisions get their true answer, and the numbers can be compared with
+those of a plain CPU run.
+
+Registering the device renames global state of torch: only a process of its own may do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch.utils import _pytree
+
+_READ = torch.ops.aten._local_scalar_dense.default
+
+
+def register(name: str) -> None:
+    """Make ``name`` a device of this process; ``meta`` is one already, and obeys the same rules.
+
+    Raises
+    ------
+    ImportError
+        If this torch cannot register a device from Python.
+    """
+    if name == "meta":
+        return
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+    _setup_privateuseone_for_python_backend(rename=name)
+
+
+class FakeDevice(FakeTensorMode):
+    """While active, ``device=`` may name the device that is not there."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)  # a plain tensor is one on the CPU
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is _READ:
+            return value_of(args[0]).item()
+        values = _run_on_values(func, args, kwargs)
+        try:
+            result = super().dispatch(func, types, args, kwargs)
+        except DynamicOutputShapeException:  # nonzero, x[mask]: only the values tell the shape
+            result = self._shaped_like(values, args[0].device)
+        for fake, held in zip(_pytree.tree_leaves(result), _pytree.tree_leaves(values), strict=True):
+            if isinstance(fake, FakeTensor):
+                fake.held = held  # type: ignore[attr-defined]
+        return result
+
+    def _shaped_like(self, values: Any, device: torch.device) -> Any:
+        with self:
+            return _pytree.tree_map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device), values)
+
+
+def _run_on_values(func: Any, args: Any, kwargs: Any) -> Any:
+    with torch._C._DisableTorchDispatch():
+        args, kwargs = _pytree.tree_map(_on_cpu, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _on_cpu(leaf: Any) -> Any:
+    if isinstance(leaf, torch.device):
+        return torch.device("cpu")
+    return value_of(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+def value_of(tensor: Tensor) -> Tensor:
+    """The CPU tensor that holds the values of ``tensor``."""
+    return tensor.held if isinstance(tensor, FakeTensor) else tensor  # type: ignore[attr-defined]
+
+
+def _numpy(tensor: Tensor) -> Any:
+    """``Tensor.numpy`` as on a real device: only tensors on the CPU have an array."""
+    if tensor.device.type != "cpu":
+        raise TypeError(f"can't convert {tensor.device} tensor to numpy; copy it to the CPU first")
+    return value_of(tensor).numpy()
+
+
+@contextmanager
+def fake_device() -> Iterator[FakeDevice]:
+    """The mode, with ``Tensor.numpy`` in order."""
+    FakeTensor.numpy = _numpy  # type: ignore[method-assign]
+    try:
+        with FakeDevice() as mode:
+            yield mode
+    finally:
+        del FakeTensor.numpy

@@ -58,19 +58,19 @@ FAULTS: dict[str, tuple[Callable[[np.ndarray], Any], Status, str]] = {
     "lies": (
         lambda y0: SolverResult(y=y0, success=True),
         Status.FALSE_CONVERGENCE,
-        r"sample 2: FALSE_CONVERGENCE, the solver reported success, .* residual 3\.75",
+        r"sample 2: FALSE_CONVERGENCE, the solver reported success, .* residual 4\.567",
     ),
     "gives up": (
         lambda y0: SolverResult(y=y0, success=False, message="too\n hard"),
         Status.NOT_CONVERGED,
-        r"sample 2: NOT_CONVERGED, the solver gave up; measured residual 3\.75.* too hard",
+        r"sample 2: NOT_CONVERGED, the solver gave up; measured residual 4\.567.* too hard",
     ),
     "throws": (throw, Status.SOLVER_ERROR, r"sample 2: SOLVER_ERROR.*ArithmeticError: pivot is zero"),
     "NaN": (lambda y0: SolverResult(y=y0 * np.nan), Status.NOT_FINITE, "sample 2: NOT_FINITE"),
     "wrong shape": (
         lambda y0: SolverResult(y=np.zeros(3)),
         Status.WRONG_SHAPE,
-        r"sample 2: WRONG_SHAPE.*shape \(3,\).*accepted is a real \(2,\)",
+        r"sample 2: WRONG_SHAPE.*shape \(3,\)",
     ),
     "extra dim": (lambda y0: SolverResult(y=np.zeros((1, 2))), Status.WRONG_SHAPE, r"shape \(1, 2\)"),
     "complex": (lambda y0: SolverResult(y=y0 * 1j), Status.WRONG_SHAPE, "complex128"),
@@ -234,7 +234,7 @@ def test_scipy_calls_a_wrong_root_success(solver: str, options: dict[str, Any]) 
 
 
 def by_newton(y0: Tensor, s: Tensor, b: Tensor, **keywords: Any) -> Any:
-    return inv.root(conditions, y0, args=(s, b), **keywords)
+    return inv.root(conditions, y0, args=(s, b), options={"maxiter": 20}, **keywords)
 
 
 def per_sample(y0: Tensor, s: Tensor, b: Tensor, **keywords: Any) -> Any:
@@ -499,17 +499,14 @@ class Stubborn(torch.autograd.Function):
 
 
 def test_performance_warning_points_at_the_backward() -> None:
-    a = torch.tensor([[2.0, 10.0]], requires_grad=True)
-    y = inv.root(
-        lambda y, a: Stubborn.apply(y) + y - a,
-        torch.ones(1, 2),
-        args=a,
-        solver=lambda y0, a: torch.tensor([[1.0, 2.0]]),
-    )
+    a = torch.tensor([[2.0, 10.0, 30.0]], requires_grad=True)
+    solution = torch.tensor([[1.0, 2.0, 3.0]])
+    conditions = lambda y, a: Stubborn.apply(y) + y - a  # noqa: E731
+    y = inv.root(conditions, torch.ones(1, 3), args=a, solver=lambda y0, a: solution)
     with pytest.warns(inv.PerformanceWarning, match="row by row") as record:
         y.sum().backward()  # the line
     assert_points_here(record[0], "# the line")
-    torch.testing.assert_close(a.grad, torch.tensor([[1 / 4, 1 / 13]]))
+    torch.testing.assert_close(a.grad, torch.tensor([[1 / 4, 1 / 13, 1 / 28]]))
 
 
 # --- polish -------------------------------------------------------------------------------------------------

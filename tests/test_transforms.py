@@ -388,28 +388,32 @@ def test_only_what_is_asked_for_gets_a_gradient(case: Case) -> None:
 
 def test_complex_args_of_a_real_system() -> None:
     """dy for dz: torch's gradient of a real loss with respect to z is ∂/∂Re z + i ∂/∂Im z."""
-    z = torch.tensor([1.0 + 2.0j, 2.0 - 1.0j], requires_grad=True)
+    z = torch.tensor([1.0 + 2.0j, 2.0 - 1.0j, 0.5j], requires_grad=True)
 
     def layer(z: Tensor) -> Tensor:
-        return inv.root(lambda y, z: y**3 + y - (z * z).real - z.imag, torch.ones(2), args=z)
+        return inv.root(lambda y, z: y**3 + y - (z * z).real - z.imag, torch.ones(3), args=z)
 
     assert gradcheck(layer, z, check_forward_ad=True)
     assert gradgradcheck(layer, z)
 
 
 def test_complex_args_in_torch_func() -> None:
-    z, tangent = torch.tensor([1.0 + 2.0j, 2.0 - 1.0j]), torch.tensor([1.0 + 1.0j, 2.0j])
-    b = torch.ones(2)
+    z, tangent = torch.tensor([1.0 + 2.0j, 2.0 - 1.0j, 0.5j]), torch.tensor([1.0 + 1.0j, 2.0j, 1.0])
+    b = torch.ones(3)
 
     def layer(z: Tensor, b: Tensor) -> Tensor:
-        return inv.root(lambda y, z, b: y**3 + b * y - (z * z).real - z.imag, torch.ones(2), args=(z, b))
+        return inv.root(lambda y, z, b: y**3 + b * y - (z * z).real - z.imag, torch.ones(3), args=(z, b))
 
-    y, moved = jvp(layer, (z, b), (tangent, torch.zeros(2)))
+    y, moved = jvp(layer, (z, b), (tangent, torch.zeros(3)))
     expected = (2 * (z * tangent).real + tangent.imag) / (3 * y**2 + 1)
     assert_same(moved, expected)
 
 
 # --- layers within layers ---------------------------------------------------------------------------------
+
+
+def nested_input() -> Tensor:
+    return torch.tensor([[2.0, 3.0, 1.5], [1.0, 4.0, 0.5]])
 
 
 def inner_conditions(z: Tensor, w: Tensor, y: Tensor) -> Tensor:
@@ -424,29 +428,29 @@ def inner_oracle(w: Tensor, y: Tensor) -> Tensor:
 
 
 def outer_oracle(w: Tensor) -> Tensor:
-    """z(w, y) + y + y.flip/5 = 1, with z³ + z = w y."""
+    """z(w, y)_i + y_i + y_{i-1}/5 = 1, with z³ + z = w y."""
     y = torch.ones_like(w)
     for _ in range(12):
         z = inner_oracle(w, y)
-        blocks = torch.diag_embed(w / (3 * z**2 + 1) + 1) + torch.tensor([[0, 0.2], [0.2, 0]])
-        y = y - gauss_jordan(blocks, z + y + 0.2 * y.flip(-1) - 1)
+        blocks = torch.diag_embed(w / (3 * z**2 + 1) + 1) + 0.2 * torch.eye(SIZE).roll(1, 0)
+        y = y - gauss_jordan(blocks, z + y + 0.2 * y.roll(1, -1) - 1)
     return y
 
 
 def outer_layer(w: Tensor) -> Tensor:
     def conditions(y: Tensor, w: Tensor) -> Tensor:
-        z = inv.root(inner_conditions, torch.ones(2).expand(y.shape), args=(w, y))
-        return z + y + 0.2 * y.flip(-1) - 1
+        z = inv.root(inner_conditions, torch.ones(SIZE).expand(y.shape), args=(w, y))
+        return z + y + 0.2 * y.roll(1, -1) - 1
 
-    return inv.root(conditions, torch.ones(2).expand(w.shape), args=w)
+    return inv.root(conditions, torch.ones(SIZE).expand(w.shape), args=w)
 
 
 def outer_layer_capturing(w: Tensor) -> Tensor:
     def conditions(y: Tensor) -> Tensor:
-        z = inv.root(lambda z: inner_conditions(z, w, y), torch.ones(2).expand(y.shape))
-        return z + y + 0.2 * y.flip(-1) - 1
+        z = inv.root(lambda z: inner_conditions(z, w, y), torch.ones(SIZE).expand(y.shape))
+        return z + y + 0.2 * y.roll(1, -1) - 1
 
-    return inv.root(conditions, torch.ones(2).expand(w.shape))
+    return inv.root(conditions, torch.ones(SIZE).expand(w.shape))
 
 
 NESTED = pytest.mark.parametrize("layer", [outer_layer, outer_layer_capturing], ids=["args", "captured"])
@@ -454,7 +458,7 @@ NESTED = pytest.mark.parametrize("layer", [outer_layer, outer_layer_capturing], 
 
 @NESTED
 def test_nested_layers_by_backward(layer: Callable[[Tensor], Tensor]) -> None:
-    w = torch.tensor([[2.0, 3.0], [1.0, 4.0]], requires_grad=True)
+    w = nested_input().requires_grad_()
     ours = torch.autograd.grad(layer(w).sum(), w)
     assert_same(ours, torch.autograd.grad(outer_oracle(w).sum(), w))
 
@@ -462,7 +466,7 @@ def test_nested_layers_by_backward(layer: Callable[[Tensor], Tensor]) -> None:
 @NESTED
 def test_nested_layers_by_double_backward(layer: Callable[[Tensor], Tensor]) -> None:
     def second(function: Callable[[Tensor], Tensor]) -> Tensor:
-        w = torch.tensor([[2.0, 3.0], [1.0, 4.0]], requires_grad=True)
+        w = nested_input().requires_grad_()
         (slope,) = torch.autograd.grad(function(w).sum(), w, create_graph=True)
         return torch.autograd.grad(slope.sin().sum(), w)[0]
 
@@ -476,5 +480,5 @@ def test_nested_layers_by_double_backward(layer: Callable[[Tensor], Tensor]) -> 
     ids=["jacrev", "jacfwd", "jacfwd(jacrev)", "vmap(grad)"],
 )
 def test_nested_layers_in_torch_func(layer: Callable[[Tensor], Tensor], transform: Any) -> None:
-    w = torch.tensor([[2.0, 3.0], [1.0, 4.0]])
+    w = nested_input()
     assert_same(transform(layer)(w), transform(outer_oracle)(w))

@@ -3,7 +3,7 @@
 The solver stays as it is; you write in torch what its output satisfies, and get exact gradients.
 """
 
-from invlayer_core import adjoints, testing
+from invlayer_core import adjoints, linear, testing
 from invlayer_core.certificate import SolveInfo
 from invlayer_core.errors import (
     ConditionsError,
@@ -64,6 +64,7 @@ __all__ = [
     "hookimpl",
     "implicit_function",
     "inverse",
+    "linear",
     "register_solver",
     "root",
     "solvers",

@@ -21,6 +21,7 @@ __all__ = [
     "is_wrapped",
     "level_of",
     "plain",
+    "reverse_mode_depth",
     "transform_depth",
     "with_cached_signature",
 ]
@@ -67,6 +68,11 @@ def transform_depth() -> int:
 def forward_mode_depth() -> int:
     """How many forward-mode transforms are nested."""
     return _interpreter_names().count("Jvp")
+
+
+def reverse_mode_depth() -> int:
+    """How many reverse-mode transforms are nested."""
+    return _interpreter_names().count("Grad")
 
 
 def is_wrapped(tensor: Tensor) -> bool:

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from invlayer_core import _functorch
-from invlayer_core.adjoints.implicit import Adjoint, Implicit
+from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.captured import evaluate_and_capture
 from invlayer_core.certificate import SolveInfo, Verdict, all_hold, judge, report_failures
 from invlayer_core.conditions.system import System

@@ -8,7 +8,8 @@ from typing import Any, Unpack, final
 import torch
 from torch import Tensor
 
-from invlayer_core.functional import CommonKeywords, SolverLike, fixed_point, inverse, root
+from invlayer_core.call import CommonKeywords, SolverLike
+from invlayer_core.functional import fixed_point, inverse, root
 
 __all__ = ["FixedPointLayer", "InverseLayer", "RootLayer"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
 from torch.utils import _pytree
 
-_READ = torch.ops.aten._local_scalar_dense.default
+_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 
 
 def register(name: str) -> None:
@@ -44,10 +44,10 @@ class FakeDevice(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)  # a plain tensor is one on the CPU
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is _READ:
-            return value_of(args[0]).item()
+        args, kwargs = _pytree.tree_map(self._taken_in, (args, dict(kwargs or {})))
         values = _run_on_values(func, args, kwargs)
+        if func in _READS:
+            return values
         try:
             result = super().dispatch(func, types, args, kwargs)
         except DynamicOutputShapeException:  # nonzero, x[mask]: only the values tell the shape
@@ -57,6 +57,13 @@ class FakeDevice(FakeTensorMode):
                 fake.held = held  # type: ignore[attr-defined]
         return result
 
+    def _taken_in(self, leaf: Any) -> Any:
+        """Forward mode has zero tensors without memory, which torch makes behind the back of every mode."""
+        if not isinstance(leaf, Tensor) or isinstance(leaf, FakeTensor) or not leaf._is_zerotensor():
+            return leaf
+        with self:
+            return torch.zeros(leaf.shape, dtype=leaf.dtype, device=leaf.device)
+
     def _shaped_like(self, values: Any, device: torch.device) -> Any:
         with self:
             return _pytree.tree_map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device), values)
@@ -65,13 +72,20 @@ class FakeDevice(FakeTensorMode):
 def _run_on_values(func: Any, args: Any, kwargs: Any) -> Any:
     with torch._C._DisableTorchDispatch():
         args, kwargs = _pytree.tree_map(_on_cpu, (args, kwargs))
-        return func(*args, **kwargs)
+        return _pytree.tree_map(_materialised, func(*args, **kwargs))
 
 
 def _on_cpu(leaf: Any) -> Any:
     if isinstance(leaf, torch.device):
         return torch.device("cpu")
     return value_of(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+def _materialised(leaf: Any) -> Any:
+    """The zero tensors of forward mode as plain ones: many kernels do not know that they lack memory."""
+    if isinstance(leaf, Tensor) and leaf._is_zerotensor():
+        return torch.zeros(leaf.shape, dtype=leaf.dtype)
+    return leaf
 
 
 def value_of(tensor: Tensor) -> Tensor:
@@ -83,7 +97,8 @@ def _numpy(tensor: Tensor) -> Any:
     """``Tensor.numpy`` as on a real device: only tensors on the CPU have an array."""
     if tensor.device.type != "cpu":
         raise TypeError(f"can't convert {tensor.device} tensor to numpy; copy it to the CPU first")
-    return value_of(tensor).numpy()
+    with torch._C._DisableTorchDispatch():
+        return value_of(tensor).numpy()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import invlayer_core
 
+OUTSIDE = "outside the package"
 _ROOT = str(Path(invlayer_core.__file__).parent)
 
 _READS = (
@@ -34,14 +35,14 @@ class HostTraffic(TorchDispatchMode):
     ----------
     reads : Counter
         How often each module had the host look at values.
-    copies : list of (from, to, shape)
+    copies : list of (module, from, to, shape)
         Copies between two devices.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.reads: Counter[str] = Counter()
-        self.copies: list[tuple[str, str, tuple[int, ...]]] = []
+        self.copies: list[tuple[str, str, str, tuple[int, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -49,12 +50,11 @@ class HostTraffic(TorchDispatchMode):
             self.reads[_asking_module()] += 1
         result = func(*args, **(kwargs or {}))
         if name in ("_to_copy", "copy_"):
-            self._note(args[-1] if name == "copy_" else args[0], result)
+            source = args[1] if name == "copy_" else args[0]
+            if source.device != result.device:
+                ends = source.device.type, result.device.type
+                self.copies.append((_asking_module(), *ends, tuple(source.shape)))
         return result
-
-    def _note(self, source: Tensor, target: Tensor) -> None:
-        if source.device != target.device:
-            self.copies.append((source.device.type, target.device.type, tuple(source.shape)))
 
 
 def _has_mask(indices: Any) -> bool:
@@ -67,6 +67,6 @@ def _asking_module() -> str:
     while frame is not None:
         file = frame.f_code.co_filename
         if file.startswith(_ROOT):
-            return str(Path(file).relative_to(_ROOT).with_suffix(""))
+            return Path(file).relative_to(_ROOT).with_suffix("").as_posix()
         frame = frame.f_back
-    return "outside"
+    return OUTSIDE

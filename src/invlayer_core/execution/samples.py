@@ -109,8 +109,9 @@ def _what_is_wrong(result: Any, size: int) -> str:
             convert(value)
         except (TypeError, ValueError, OverflowError, RuntimeError):
             return f"SolverResult.{name} is {value!r}; accepted is one {convert.__name__}."
-    if not isinstance(result.aux, Mapping) or not isinstance(result.message, str):
-        return "SolverResult.message must be a str, and SolverResult.aux a mapping."
+    for name, kind in (("message", str), ("aux", Mapping)):
+        if not isinstance(getattr(result, name), kind):
+            return f"SolverResult.{name} is {getattr(result, name)!r}; accepted is a {kind.__name__}."
     return ""
 
 

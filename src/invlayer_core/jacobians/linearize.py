@@ -17,7 +17,7 @@ from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.jacobians.blocks import batched_rows
 
-__all__ = ["Linearization", "Pullback", "linearize"]
+__all__ = ["Linearization", "Pullback", "linearize", "push_by_forward_mode"]
 
 _SMALL = 4096  # entries of ∂F/∂θ worth forming for one system
 
@@ -29,14 +29,23 @@ class Linearization(ABC):
     y: Tensor
     theta: Sequence[Tensor]
     value: Tensor
+    differentiable: bool  # whether results can themselves be differentiated by plain autograd
 
     @abstractmethod
     def rows(self, cotangents: Tensor) -> Tensor:
         """``cotangents`` ``(k, *residual)`` pulled back to y: ``(k, *batch, *event)``."""
 
     @abstractmethod
-    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> Pullback:
-        """``(∂F/∂θ)ᵀ cotangent`` for every θ that is wanted, and ``(∂F/∂y)ᵀ cotangent`` beside it."""
+    def pull_y(self, cotangent: Tensor) -> Tensor:
+        """``(∂F/∂y)ᵀ cotangent``, ``(B, m) -> (B, n)``; not differentiable."""
+
+    @abstractmethod
+    def push_y(self, tangent: Tensor) -> Tensor:
+        """``(∂F/∂y) tangent``, ``(B, n) -> (B, m)``; not differentiable."""
+
+    @abstractmethod
+    def pullback(self, cotangent: Tensor, wanted: Sequence[bool], *, check: bool = True) -> Pullback:
+        """``(∂F/∂θ)ᵀ cotangent`` for every θ that is wanted, and with ``check`` that of y beside it."""
 
     @abstractmethod
     def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
@@ -64,13 +73,30 @@ class RecordedLinearization(Linearization):
         self, system: System, y: Tensor, theta: Sequence[Tensor], wanted: Sequence[bool], create_graph: bool
     ) -> None:
         self.system = system
-        self.create_graph = create_graph
+        self.create_graph = self.differentiable = create_graph
         with torch.enable_grad():
             self.y = _on_tape(y, create_graph, wanted=True)
             self.theta = [_on_tape(t, create_graph, want) for t, want in zip(theta, wanted, strict=True)]
             self.value = system.residual(self.y, self.theta)
         self._moving = [t for t, want in zip(self.theta, wanted, strict=True) if want]
         self._theta_rows: tuple[Tensor, ...] | None = None
+        self._push: tuple[Tensor, Tensor] | None = None  # the linear map c ↦ (∂F/∂y)ᵀ c, on the tape
+
+    def pull_y(self, cotangent: Tensor) -> Tensor:
+        (pulled,) = torch.autograd.grad(
+            self.value, self.y, cotangent.reshape(self.value.shape), retain_graph=True, materialize_grads=True
+        )
+        return pulled.reshape(self.system.shape.count, -1)
+
+    def push_y(self, tangent: Tensor) -> Tensor:
+        if self._push is None:
+            with torch.enable_grad():
+                cotangent = torch.zeros_like(self.value, requires_grad=True)
+                (pulled,) = torch.autograd.grad(self.value, self.y, cotangent, create_graph=True)
+            self._push = cotangent, pulled
+        cotangent, pulled = self._push
+        (pushed,) = torch.autograd.grad(pulled, cotangent, tangent.reshape(pulled.shape), retain_graph=True)
+        return pushed.reshape(self.system.shape.count, -1)
 
     def rows(self, cotangents: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -90,16 +116,19 @@ class RecordedLinearization(Linearization):
             return False
         return rows * sum(tensor.numel() for tensor in self._moving) <= _SMALL
 
-    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> Pullback:
+    def pullback(self, cotangent: Tensor, wanted: Sequence[bool], *, check: bool = True) -> Pullback:
         if self._theta_rows is not None and self._theta_rows[0].shape[0] == cotangent.numel():
             return Pullback(self._from_rows(cotangent.reshape(1, -1), self._theta_rows, wanted), None)
         if not self.value.requires_grad:
             return Pullback(_zeros(self.theta, wanted), torch.zeros_like(self.y))
+        inputs = [self.y, *self._moving] if check else self._moving
         with torch.enable_grad():
             grads = torch.autograd.grad(
-                self.value, [self.y, *self._moving], cotangent.reshape(self.value.shape),
+                self.value, inputs, cotangent.reshape(self.value.shape),
                 create_graph=self.create_graph, retain_graph=True, allow_unused=True,
             )  # fmt: skip
+        if not check:
+            return Pullback(_spread(grads, wanted), None)
         pulled = torch.zeros_like(self.y) if grads[0] is None else grads[0]
         return Pullback(_spread(grads[1:], wanted), pulled)
 
@@ -135,7 +164,7 @@ class TransformedLinearization(Linearization):
 
     def __init__(self, system: System, y: Tensor, theta: Sequence[Tensor]) -> None:
         self.system = system
-        self.y, self.theta = y, tuple(theta)
+        self.y, self.theta, self.differentiable = y, tuple(theta), False
         value, pull = torch.func.vjp(lambda point: system.residual(point, self.theta), y)[:2]
         self.value, self._pull_y = value, pull
 
@@ -145,29 +174,55 @@ class TransformedLinearization(Linearization):
     def _of_theta(self, *theta: Tensor) -> Tensor:
         return self.system.residual(self.y, theta)
 
-    def pullback(self, cotangent: Tensor, wanted: Sequence[bool]) -> Pullback:
+    def pull_y(self, cotangent: Tensor) -> Tensor:
+        pulled: Tensor = self._pull_y(cotangent.reshape(self.value.shape))[0]
+        return pulled.reshape(self.system.shape.count, -1)
+
+    def push_y(self, tangent: Tensor) -> Tensor:
+        pushed = push_by_forward_mode(
+            lambda point: self.system.residual(point, self.theta), self.y, tangent.reshape(self.y.shape)
+        )
+        return pushed.reshape(self.system.shape.count, -1)
+
+    def pullback(self, cotangent: Tensor, wanted: Sequence[bool], *, check: bool = True) -> Pullback:
         kept = [i for i, want in enumerate(wanted) if want]
         cotangent = cotangent.reshape(self.value.shape)
         grads = self._pull_theta(kept)(cotangent)
-        return Pullback(_spread(grads, wanted), self._pull_y(cotangent)[0])
+        return Pullback(_spread(grads, wanted), self._pull_y(cotangent)[0] if check else None)
 
-    def _pull_theta(self, kept: Sequence[int]) -> Callable[[Tensor], Any]:
+    def _partial(self, kept: Sequence[int]) -> Callable[..., Tensor]:
+        """F as a function of some of θ alone."""
+
         def partial(*moving: Tensor) -> Tensor:
             theta = list(self.theta)
             for i, tensor in zip(kept, moving, strict=True):
                 theta[i] = tensor
             return self.system.residual(self.y, theta)
 
-        pull: Callable[[Tensor], Any] = torch.func.vjp(partial, *(self.theta[i] for i in kept))[1]
+        return partial
+
+    def _pull_theta(self, kept: Sequence[int]) -> Callable[[Tensor], Any]:
+        pull: Callable[[Tensor], Any] = torch.func.vjp(self._partial(kept), *(self.theta[i] for i in kept))[1]
         return pull
 
     def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
         kept = [i for i, t in enumerate(tangents) if t is not None and self.theta[i].is_floating_point()]
-        pull = self._pull_theta(kept)
-        push = torch.func.vjp(pull, torch.zeros_like(self.value))[1]
-        result: Tensor
-        (result,) = push(tuple(tangents[i] for i in kept))
+        if not kept:
+            return torch.zeros_like(self.value)
+        partial, given = self._partial(kept), tuple(tangents[i] for i in kept)
+
+        def pulled(cotangent: Tensor) -> tuple[Tensor, ...]:
+            result: tuple[Tensor, ...] = torch.func.vjp(partial, *(self.theta[i] for i in kept))[1](cotangent)
+            return result
+
+        (result,) = torch.func.vjp(pulled, torch.zeros_like(self.value))[1](given)
         return result
+
+
+def push_by_forward_mode(function: Callable[[Tensor], Tensor], point: Tensor, tangent: Tensor) -> Tensor:
+    """The Jacobian of ``function`` at ``point`` times ``tangent``, under ``torch.func``."""
+    pushed: Tensor = torch.func.jvp(function, (point,), (tangent,))[1]
+    return pushed
 
 
 def _spread(grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:

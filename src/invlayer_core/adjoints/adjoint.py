@@ -1,0 +1,30 @@
+"""What every adjoint is: a way to make a solution differentiable."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from invlayer_core.conditions.system import System
+
+__all__ = ["Adjoint"]
+
+
+class Adjoint(ABC):
+    """The rule by which derivatives cross the solve."""
+
+    @abstractmethod
+    def attach(self, system: System, y: Tensor, dead: Tensor | None, dead_value: float) -> Tensor:
+        """``y`` again, now a differentiable function of ``system.theta``.
+
+        Parameters
+        ----------
+        system : System
+        y : Tensor of shape ``(*batch, *event)``
+            The solution, without gradient.
+        dead : Tensor of shape ``(*batch,)`` or None
+            Samples that failed, and whose derivative is ``dead_value``.
+        dead_value : float
+            0 or NaN. A zero cotangent gives zero either way.
+        """

@@ -1,0 +1,193 @@
+"""The two rules of the implicit function theorem, at a point (y*, θ).
+
+reverse:  Jᵀ w = ȳ,   θ̄ = −(∂F/∂θ)ᵀ w
+forward:  J ẏ = −(∂F/∂θ) θ̇
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor
+
+from invlayer_core import _functorch
+from invlayer_core.adjoints.failed import answer_for_failed, out_of_harm
+from invlayer_core.conditions.system import System
+from invlayer_core.jacobians.linearize import Linearization, linearize
+from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.linear.matrix_free import LinearResidual, solve_matrix_free
+from invlayer_core.linear.methods import Krylov
+from invlayer_core.linear.refine import explain_inaccurate, refine
+from invlayer_core.linear.singular import Diagnosis, diagnose
+from invlayer_core.linear.solve import SolveRequest, solve_blocks
+from invlayer_core.structure import Arguments, SystemShape
+
+if TYPE_CHECKING:
+    from invlayer_core.adjoints.implicit import Implicit
+
+__all__ = ["ImplicitRule"]
+
+
+@final
+@dataclass(frozen=True)
+class ImplicitRule:
+    """The two derivative rules, at a point (y*, θ) given by torch."""
+
+    settings: Implicit
+    system: System
+    dead_value: float
+
+    def pullback(
+        self,
+        y: Tensor,
+        dead: Tensor | None,
+        theta: Sequence[Tensor],
+        cotangent: Tensor,
+        wanted: Sequence[bool],
+    ) -> tuple[Tensor | None, ...]:
+        if y.numel() == 0:
+            return tuple(torch.zeros_like(t) if want else None for t, want in zip(theta, wanted, strict=True))
+        linearization = self._linearize(y, dead, theta, wanted, [cotangent])
+        flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
+        method = self.settings.method(self.system.shape, y.dtype)
+        if isinstance(method, Krylov):
+            weights = self._solve_matrix_free(linearization, method, flat, dead, transpose=True)
+            return linearization.pullback(-weights, wanted, check=False).theta
+        blocks = per_sample_blocks(linearization, uneven=True)
+        weights, decided, rhs = self._solve(linearization, blocks, flat, dead, transpose=True)
+        pulled = linearization.pullback(-weights, wanted)
+        if pulled.y is None or self._holds(pulled.y, rhs, decided):
+            return pulled.theta
+        explain_inaccurate(linearization, blocks)
+        weights = refine(blocks, weights, rhs)
+        return linearization.pullback(-weights, wanted).theta
+
+    def _holds(self, pulled: Tensor, rhs: Tensor, decided: Tensor | None) -> bool:
+        """Whether Jᵀw = ȳ, with J as F itself pulls back: it certifies the blocks and the solve at once."""
+        with torch.no_grad():
+            gap = (pulled.reshape(rhs.shape) + rhs).abs().amax(-1)
+            size = rhs.abs().amax(-1)
+            bad = (gap > torch.finfo(rhs.dtype).eps ** 0.6 * size) & size.isfinite()
+            if decided is not None:
+                bad = bad & ~decided
+            return not bool(_functorch.plain(bad).any())
+
+    def pushforward(
+        self, y: Tensor, dead: Tensor | None, theta: Sequence[Tensor], tangents: Sequence[Tensor | None]
+    ) -> Tensor:
+        if y.numel() == 0:
+            return torch.zeros_like(y)
+        given = [tangent is not None for tangent in tangents]
+        linearization = self._linearize(y, dead, theta, given, [t for t in tangents if t is not None])
+        moved = linearization.pushforward(tangents).reshape(self.system.shape.count, -1)
+        method = self.settings.method(self.system.shape, y.dtype)
+        if isinstance(method, Krylov):
+            return -self._solve_matrix_free(linearization, method, moved, dead, transpose=False).reshape(
+                y.shape
+            )
+        blocks = per_sample_blocks(linearization, check=True)
+        return -self._solve(linearization, blocks, moved, dead, transpose=False)[0].reshape(y.shape)
+
+    def _linearize(
+        self,
+        y: Tensor,
+        dead: Tensor | None,
+        theta: Sequence[Tensor],
+        wanted: Sequence[bool],
+        directions: Sequence[Tensor],
+    ) -> Linearization:
+        create_graph = torch.is_grad_enabled() and any(t.requires_grad for t in (y, *theta, *directions))
+        if dead is not None:
+            y, theta = out_of_harm(self.system, y, dead, theta)
+        return linearize(self.system, y, theta, wanted, create_graph=create_graph)
+
+    def _solve(
+        self,
+        linearization: Linearization,
+        blocks: Tensor,
+        rhs: Tensor,
+        dead: Tensor | None,
+        *,
+        transpose: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x, the samples that a policy answered, and the right-hand side that was solved for."""
+        exempt = None
+        if dead is not None:
+            exempt = dead.reshape(-1)
+            mask = exempt.unsqueeze(-1)
+            identity = torch.eye(*blocks.shape[-2:], dtype=blocks.dtype, device=blocks.device)
+            blocks = torch.where(mask.unsqueeze(-1), identity, blocks)
+            rhs = torch.where(mask, answer_for_failed(rhs, self.dead_value), rhs)
+        request = SolveRequest(
+            blocks=blocks,
+            rhs=rhs,
+            transpose=transpose,
+            singular=self.settings.singular,
+            damping=self.settings.damping,
+            diagnose=lambda: self._diagnose(linearization, blocks.detach()),
+            exempt=exempt,
+        )
+        x, singular = solve_blocks(request)
+        decided = exempt if singular is None else singular if exempt is None else singular | exempt
+        return x, decided, rhs
+
+    def _solve_matrix_free(
+        self,
+        linearization: Linearization,
+        method: Krylov,
+        rhs: Tensor,
+        dead: Tensor | None,
+        *,
+        transpose: bool,
+    ) -> Tensor:
+        exempt = None if dead is None else dead.reshape(-1)
+        if exempt is not None:
+            rhs = torch.where(exempt.unsqueeze(-1), answer_for_failed(rhs, self.dead_value), rhs)
+        x = solve_matrix_free(linearization, method, rhs, exempt, transpose, self.settings.singular)
+        if not (_functorch.is_active() or linearization.differentiable or rhs.requires_grad):
+            return x
+        # x is itself defined implicitly, by A(y, θ) x = b: the same adjoint differentiates it.
+        residual = LinearResidual(self.system, transpose, exempt)
+        arguments = Arguments.flatten((rhs, linearization.y, *linearization.theta))
+        inner = System(residual, arguments, SystemShape(x.shape[:1], x.shape[1:]))
+        return replace(self.settings, linear_solver=method).attach(inner, x, None, 0.0)
+
+    def _diagnose(self, linearization: Linearization, blocks: Tensor) -> Diagnosis:
+        y, theta, shape = (
+            linearization.y.detach(),
+            [t.detach() for t in linearization.theta],
+            self.system.shape,
+        )
+
+        def jacobian_at(point: Tensor) -> Tensor:
+            moved = linearize(self.system, point.reshape(shape.full), theta)
+            return per_sample_blocks(moved).detach()
+
+        flat = y.reshape(shape.count, shape.size)
+        residual = self.system.residual(y, theta).detach().reshape(shape.count, -1)
+        return diagnose(blocks, flat, residual, self._noise(y, theta, blocks), jacobian_at)
+
+    def _noise(self, y: Tensor, theta: Sequence[Tensor], blocks: Tensor) -> Tensor:
+        """The rounding error of F(y, θ): a few units in the last place of each term that enters it.
+
+        The sizes of the terms are not visible, but the changes that F undergoes when y and θ are scaled
+        are: alternating signs and uneven weights keep terms from cancelling, as they do in F itself.
+        """
+        floating = [t.is_floating_point() for t in theta]
+        tangents = [_uneven(t) if real else None for t, real in zip(theta, floating, strict=True)]
+        flat = y.reshape(blocks.shape[0], -1)
+        of_theta = (
+            linearize(self.system, y, theta, floating).pushforward(tangents).reshape(blocks.shape[0], -1)
+        )
+        of_y = (blocks @ _uneven(flat).unsqueeze(-1)).squeeze(-1)
+        return 4.0 * torch.finfo(y.dtype).eps * (of_theta.detach().abs() + of_y.abs())
+
+
+def _uneven(tensor: Tensor) -> Tensor:
+    steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
+    return (
+        tensor.detach() * (1.0 + 0.3 * torch.sin(steps)) * torch.where(steps % 2 == 0, 1.0, -1.0).to(tensor)
+    )

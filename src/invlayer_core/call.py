@@ -1,0 +1,167 @@
+"""From a user's call to the spine: keywords, initial guess, args and solver, checked and put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+from invlayer_core import _functorch
+from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.conditions.system import System
+from invlayer_core.errors import ConditionsError
+from invlayer_core.execution.forward import CallableForward, Forward, RegisteredForward
+from invlayer_core.implicit import BatchMode, OnFailure, Settings, Solution, find_captured, solve_implicitly
+from invlayer_core.inputs import check_devices, check_unknown, working_precision
+from invlayer_core.jacobians.linearize import linearize
+from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.solvers.contract import Solver
+from invlayer_core.solvers.lookup import get_solver, get_spec, solvers
+from invlayer_core.structure import Arguments, SystemShape
+
+__all__ = [
+    "CommonKeywords",
+    "SolverLike",
+    "name_of",
+    "open_arguments",
+    "read_settings",
+    "result",
+    "result_with_aux",
+    "solve_from_guess",
+]
+
+SolverLike = str | Solver | Callable[..., Tensor]
+
+
+class CommonKeywords(TypedDict, total=False):
+    """The keywords that every problem kind shares; see :class:`~invlayer_core.implicit.Settings`."""
+
+    on_failure: OnFailure
+    atol: float | None
+    rtol: float | None
+    polish: int | Literal["auto"]
+    event_dims: int
+    adjoint: Adjoint
+    batch: BatchMode
+    return_info: bool
+
+
+def solve_from_guess(
+    kind: str,
+    conditions: Callable[..., Tensor],
+    y0: Tensor,
+    args: Any,
+    solver: SolverLike,
+    options: Mapping[str, Any] | None,
+    jacobian: Callable[..., Tensor] | None,
+    keywords: CommonKeywords,
+) -> Any:
+    """The kinds that start from a guess: find a forward, then run the spine."""
+    check_unknown(kind, "y0", y0)
+    settings = read_settings(keywords)
+    arguments, _ = open_arguments(args if isinstance(args, tuple) else (args,))
+    check_devices(kind, y0, arguments.tensors)
+    start = working_precision(y0).detach()
+    system = System(conditions, arguments, SystemShape.of(start, settings.event_dims), (), jacobian)
+    captured = find_captured(system, start) if _functorch.is_active() else None
+    system = system.with_captured(captured or ())
+    forward, tensors = _forward(kind, system, start, solver, options or {}, settings)
+    solution = solve_implicitly(
+        conditions, arguments, forward, tensors, settings, captured=captured, jacobian=jacobian
+    )
+    return result(solution, y0.dtype, settings)
+
+
+def _forward(
+    kind: str,
+    system: System,
+    start: Tensor,
+    solver: SolverLike,
+    options: Mapping[str, Any],
+    settings: Settings,
+) -> tuple[Forward, tuple[Tensor, ...]]:
+    if isinstance(solver, (str, Solver)):
+        instance, name, thread_safe = _find_solver(solver, kind)
+        how = _how_to_run(name, instance, thread_safe, settings.batch, system.shape.count)
+        forward = RegisteredForward(name, instance, how, kind, dict(options), system, _solver_jacobian)
+        return forward, (start, *system.theta)
+    if options:
+        raise ConditionsError(
+            f"options={dict(options)!r} came with solver={solver!r}, a plain callable: accepted are options "
+            "for registered solvers; bind a function's own with functools.partial."
+        )
+    arguments = Arguments.flatten((start, *system.arguments.unflatten(system.arguments.tensors)))
+    return CallableForward(solver, arguments, settings.event_dims, name=name_of(solver)), arguments.tensors
+
+
+def _find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
+    if isinstance(solver, Solver):
+        return solver, type(solver).__name__, False
+    spec = get_spec(solver)
+    if kind not in spec.kinds:
+        able = ", ".join(listing.name for listing in solvers(kind))
+        raise ConditionsError(
+            f"{kind}(solver={solver!r}): that solver is for {', '.join(spec.kinds)}; accepted here: {able}."
+        )
+    return get_solver(solver), solver, spec.thread_safe
+
+
+def _how_to_run(
+    name: str, solver: Solver, thread_safe: bool, asked: BatchMode, count: int
+) -> Literal["serial", "lockstep", "batched"]:
+    if solver.batched:
+        if asked != "auto":
+            raise ConditionsError(
+                f"{name} takes whole batches; batch={asked!r} is for per-sample solvers. Accepted is 'auto'."
+            )
+        return "batched"
+    if asked == "auto":
+        return "lockstep" if thread_safe and count > 1 else "serial"
+    return asked
+
+
+def _solver_jacobian(system: System, y: Tensor, theta: Any) -> Tensor:
+    """J for a forward solver: no gradient is recorded, and mixing samples only costs it speed."""
+    return per_sample_blocks(linearize(system, y.detach(), theta)).detach()
+
+
+def open_arguments(args: tuple[Any, ...]) -> tuple[Arguments, torch.dtype | None]:
+    """args in working precision, and the dtype that results should have."""
+    arguments = Arguments.flatten(args)
+    dtype = next((t.dtype for t in arguments.tensors if t.is_floating_point()), None)
+    if all(working_precision(t) is t for t in arguments.tensors):
+        return arguments, dtype
+    raised = [working_precision(tensor) for tensor in arguments.tensors]
+    return Arguments.flatten(arguments.unflatten(raised)), dtype
+
+
+def read_settings(keywords: CommonKeywords) -> Settings:
+    """The settings that the keywords of a call ask for; an unknown one is a ``TypeError``."""
+    unknown = sorted(set(keywords) - set(CommonKeywords.__annotations__))
+    if unknown:
+        raise TypeError(
+            f"unknown keyword{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; accepted besides the "
+            f"named ones are {', '.join(sorted(CommonKeywords.__annotations__))}."
+        )
+    return Settings(**keywords)
+
+
+def result(solution: Solution, dtype: torch.dtype, settings: Settings) -> Any:
+    """y in the caller's dtype, with its info if asked for."""
+    y = solution.y.to(dtype)
+    return (y, solution.info) if settings.return_info else y
+
+
+def result_with_aux(solution: Solution, dtype: torch.dtype, settings: Settings) -> Any:
+    """y, or ``(y, aux)`` if the solver function returned such a pair."""
+    y = solution.y.to(dtype)
+    pair = (y, solution.outcome.aux[0]) if solution.outcome.aux else y
+    return (pair, solution.info) if settings.return_info else pair
+
+
+def name_of(function: Any) -> str:
+    """How messages call a user's function."""
+    function = getattr(function, "function", function)  # from_numpy keeps the user's own
+    return str(getattr(function, "__qualname__", type(function).__name__))

@@ -1,0 +1,317 @@
+"""What is run on the device: every way through the engine, as functions ``device -> tensors``.
+
+Each returns what it computed, values and derivatives; and each must be deterministic, as its results are
+compared with those of the same function on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import invlayer_core as inv
+from invlayer_core.adjoints import Implicit
+
+Scenario = Callable[[str], list[Tensor]]
+
+
+def rand(device: str, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Between 0.5 and 1.5, the same on every device; with gradient."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    values = 0.5 + torch.rand(shape, generator=generator, dtype=dtype)
+    return values.to(device).requires_grad_()
+
+
+def conditions(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return y + 0.3 * a * torch.sin(y.flip(-1)) + b * y**3 - b
+
+
+def jacobian(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    mixed = torch.diag_embed(0.3 * a * torch.cos(y.flip(-1))).flip(-1)
+    return torch.diag_embed(1 + 3 * b * y**2) + mixed
+
+
+def problem(device: str, *batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """y0, a shared arg, and one per sample."""
+    b = rand(device, *batch, 2)
+    return torch.zeros_like(b).detach(), rand(device, 2), b
+
+
+def derivatives(y: Tensor, *theta: Tensor) -> list[Tensor]:
+    """y, a gradient of it, and a gradient of that."""
+    first = torch.autograd.grad(y.sin().sum(), theta, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), theta, allow_unused=True)
+    return [y, *first, *(g for g in second if g is not None)]
+
+
+def _root(**keywords: Any) -> Scenario:
+    def run(device: str) -> list[Tensor]:
+        y0, a, b = problem(device, 3)
+        return derivatives(inv.root(conditions, y0, (a, b), **keywords), a, b)
+
+    return run
+
+
+def _one_system(device: str) -> list[Tensor]:
+    y0, a, b = problem(device)
+    return derivatives(inv.root(conditions, y0, (a, b)), a, b)
+
+
+def _elementwise(device: str) -> list[Tensor]:
+    b = rand(device, 4)
+    return derivatives(inv.root(lambda y, b: y**3 + y - b, torch.zeros_like(b), b, event_dims=0), b)
+
+
+def _matrices(device: str) -> list[Tensor]:
+    b = rand(device, 2, 2, 2)
+    y = inv.root(lambda y, b: y + 0.1 * y @ y - b, b.detach(), b, event_dims=2)
+    return derivatives(y, b)
+
+
+def _empty_batch(device: str) -> list[Tensor]:
+    y0, a, b = problem(device, 0)
+    y = inv.root(conditions, y0, (a, b))
+    return [y, *torch.autograd.grad(y.sum(), (a, b))]
+
+
+def _precision(dtype: torch.dtype) -> Scenario:
+    def run(device: str) -> list[Tensor]:
+        b = rand(device, 3, 2, dtype=dtype)
+        y = inv.root(lambda y, b: y**3 + y - b, torch.zeros_like(b).detach(), b)
+        return [y, *torch.autograd.grad(y.sum(), b)]
+
+    return run
+
+
+def _fixed_point(device: str) -> list[Tensor]:
+    y0, a, b = problem(device, 3)
+    y = inv.fixed_point(lambda y, a, b: 0.3 * a * torch.sin(y.flip(-1)) + b, y0, (a, b))
+    return derivatives(y, a, b)
+
+
+def _opaque(x: Tensor) -> Tensor:
+    """The solution of y + y³ = x, by Newton's method that leaves no graph."""
+    y = torch.zeros_like(x)
+    for _ in range(30):
+        y = y - (y + y**3 - x) / (1 + 3 * y**2)
+    return y
+
+
+def _inverse(known: Callable[[Tensor], Mapping[str, Any]]) -> Scenario:
+    def run(device: str) -> list[Tensor]:
+        x = rand(device, 3, 2)
+        return derivatives(inv.inverse(x, _opaque, **known(x)), x)
+
+    return run
+
+
+def _slope(y: Tensor) -> Tensor:
+    return torch.diag_embed(1 + 3 * y**2)
+
+
+def _inverse_constant(device: str) -> list[Tensor]:
+    x = rand(device, 3, 2)
+    y = inv.inverse(x, _opaque, jacobian=_slope(_opaque(x.detach())))
+    return [y, *torch.autograd.grad(y.sum(), x)]
+
+
+def _implicit_function(device: str) -> list[Tensor]:
+    x = rand(device, 3, 2)
+    return derivatives(inv.implicit_function(lambda y, x: y + y**3 - x)(_opaque)(x), x)
+
+
+class Parametrised(torch.nn.Module):
+    """Conditions with parameters of their own."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(rand(device, 2, 2).detach())
+
+    def forward(self, y: Tensor, b: Tensor) -> Tensor:
+        return y + 0.2 * torch.tanh(y @ self.weight) - b
+
+
+def _captured(device: str) -> list[Tensor]:
+    y0, _, b = problem(device, 3)
+    module = Parametrised(device)
+    return derivatives(inv.root(module, y0, b), b, module.weight)
+
+
+def _failing(policy: str) -> Scenario:
+    """Sample 1 has no root."""
+
+    def run(device: str) -> list[Tensor]:
+        sign = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64).to(device)
+        b = rand(device, 3, 2)
+        y = inv.root(
+            lambda y, b: y**2 - b * sign.unsqueeze(-1), torch.ones_like(b).detach(), b,
+            on_failure=policy, options={"maxiter": 8},
+        )  # fmt: skip
+        return [torch.nan_to_num(result) for result in derivatives(y, b)]
+
+    return run
+
+
+def _singular(policy: str) -> Scenario:
+    """Sample 1 sits on the double root of (y − b)²."""
+
+    def run(device: str) -> list[Tensor]:
+        power = torch.tensor([[1.0], [2.0], [1.0]], dtype=torch.float64).to(device)
+        b = rand(device, 3, 2)
+        solve = inv.implicit_function(
+            lambda y, b: (y - b) * ((y - b) * (power - 1) + (2 - power)), adjoint=Implicit(policy)
+        )(lambda b: b.clone())
+        y = solve(b)
+        return [torch.nan_to_num(result) for result in (y, *torch.autograd.grad(y.sum(), b))]
+
+    return run
+
+
+def _rectangular(policy: str) -> Scenario:
+    """One equation for two unknowns."""
+
+    def run(device: str) -> list[Tensor]:
+        b = rand(device, 3, 1)
+        solve = inv.implicit_function(
+            lambda y, b: y.square().sum(-1, keepdim=True) - b, adjoint=Implicit(policy, damping=1e-3)
+        )(lambda b: (b / 2).sqrt().expand(-1, 2).contiguous())
+        return derivatives(solve(b), b)
+
+    return run
+
+
+def _ill_conditioned(device: str) -> list[Tensor]:
+    """A Hilbert matrix: the pullback does not hold to the digits that it should, and is refined."""
+    steps = torch.arange(9, dtype=torch.float64).to(device)
+    matrix = 1 / (steps + steps.unsqueeze(-1) + 1)
+    b = rand(device, 2, 9)
+    y = inv.implicit_function(lambda y, b: y @ matrix - b)(lambda b: torch.linalg.solve(matrix, b.mT).mT)(b)
+    return [y, *torch.autograd.grad(y.sum(), b)]
+
+
+def _layer(a: Tensor, b: Tensor) -> Tensor:
+    return inv.root(conditions, torch.zeros_like(b).detach(), (a, b))
+
+
+def _dual_numbers(device: str) -> list[Tensor]:
+    _, a, b = problem(device, 3)
+    with forward_ad.dual_level():
+        y = _layer(a, forward_ad.make_dual(b, torch.ones_like(b)))
+        return [*forward_ad.unpack_dual(y)]
+
+
+def _transform(transform: Callable[..., Any]) -> Scenario:
+    def run(device: str) -> list[Tensor]:
+        _, a, b = (tensor.detach() for tensor in problem(device, 3))
+        return [transform(lambda a: _layer(a, b))(a)]
+
+    return run
+
+
+def _func_jvp(device: str) -> list[Tensor]:
+    _, a, b = (tensor.detach() for tensor in problem(device, 3))
+    return list(torch.func.jvp(_layer, (a, b), (torch.ones_like(a), torch.ones_like(b))))
+
+
+def _vmap(device: str) -> list[Tensor]:
+    _, a, b = (tensor.detach() for tensor in problem(device, 4, 3))
+    return [torch.vmap(_layer, in_dims=(None, 0))(a, b)]
+
+
+def _batched_cotangents(device: str) -> list[Tensor]:
+    y0, a, b = problem(device, 3)
+    y = inv.root(conditions, y0, (a, b))
+    cotangents = torch.eye(6, dtype=y.dtype, device=device).reshape(6, 3, 2)
+    return list(torch.autograd.grad(y, (a, b), cotangents, is_grads_batched=True))
+
+
+def _batch_jacobian(method: str) -> Scenario:
+    def run(device: str) -> list[Tensor]:
+        y, a, b = problem(device, 3)
+        y = (y + 0.3).requires_grad_()
+        blocks = inv.batch_jacobian(lambda y: conditions(y, a, b), y, method=method, create_graph=True)
+        return [blocks, *torch.autograd.grad(blocks.sum(), (y, a, b))]
+
+    return run
+
+
+class Picard(inv.Solver):
+    """A per-sample NumPy solver: y ← y − F(y)/4, and one use of the Jacobian."""
+
+    def solve(self, problem: inv.SampleProblem, y0: np.ndarray, options: Any) -> inv.SolverResult:
+        y = y0
+        for _ in range(6):
+            y = y - problem.residual(y) / 4
+        for _ in range(6):
+            y = y - np.linalg.solve(problem.jacobian(y), problem.residual(y))
+        return inv.SolverResult(y=y)
+
+
+def numpy_function(b: np.ndarray) -> np.ndarray:
+    """The solution of y + y³ = b."""
+    y = np.zeros_like(b)
+    for _ in range(30):
+        y = y - (y + y**3 - b) / (1 + 3 * y**2)
+    return y
+
+
+def _from_numpy(device: str) -> list[Tensor]:
+    b = rand(device, 3, 2)
+    solve = inv.implicit_function(lambda y, b: y + y**3 - b)(inv.from_numpy(numpy_function))
+    return derivatives(solve(b), b)
+
+
+def _info(device: str) -> list[Tensor]:
+    y0, a, b = problem(device, 3)
+    y, info = inv.root(conditions, y0, (a, b), return_info=True)
+    return [*derivatives(y, a, b), info.ok, info.residual, info.tolerance, info.iterations, info.polish]
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "newton": _root(),
+    "analytic_jacobian": _root(jacobian=jacobian),
+    "polish": _root(polish=2),
+    "polish_auto": _root(polish="auto"),
+    "return_info": _info,
+    "one_system": _one_system,
+    "elementwise": _elementwise,
+    "matrices": _matrices,
+    "empty_batch": _empty_batch,
+    "float32": _precision(torch.float32),
+    "float16": _precision(torch.float16),
+    "bfloat16": _precision(torch.bfloat16),
+    "fixed_point": _fixed_point,
+    "inverse_f": _inverse(lambda x: {"f": lambda y: y + y**3}),
+    "inverse_jacobian": _inverse(lambda x: {"jacobian": _slope}),
+    "inverse_constant": _inverse_constant,
+    "implicit_function": _implicit_function,
+    "captured_module": _captured,
+    "failed_nan": _failing("nan"),
+    "failed_zero_grad": _failing("zero_grad"),
+    "singular_lstsq": _singular("lstsq"),
+    "singular_damped": _singular("damped"),
+    "singular_nan": _singular("nan"),
+    "singular_zero": _singular("zero"),
+    "rectangular_lstsq": _rectangular("lstsq"),
+    "rectangular_damped": _rectangular("damped"),
+    "ill_conditioned": _ill_conditioned,
+    "dual_numbers": _dual_numbers,
+    "func_jvp": _func_jvp,
+    "func_jacrev": _transform(torch.func.jacrev),
+    "func_jacfwd": _transform(torch.func.jacfwd),
+    "func_hessian": _transform(torch.func.hessian),
+    "nested_forward": _transform(lambda f: torch.func.jacfwd(torch.func.jacfwd(f))),
+    "nested_reverse": _transform(lambda f: torch.func.jacrev(torch.func.jacrev(f))),
+    "func_vmap": _vmap,
+    "batched_cotangents": _batched_cotangents,
+    "batch_jacobian_fast": _batch_jacobian("fast"),
+    "batch_jacobian_full": _batch_jacobian("full"),
+    "numpy_serial": _root(solver=Picard(), batch="serial"),
+    "numpy_lockstep": _root(solver=Picard(), batch="lockstep"),
+    "numpy_function": _from_numpy,
+}

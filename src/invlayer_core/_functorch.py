@@ -16,6 +16,7 @@ from torch._C import _functorch as _C
 
 __all__ = [
     "apply",
+    "current_level",
     "forward_mode_depth",
     "is_active",
     "is_wrapped",
@@ -58,6 +59,12 @@ def _interpreter_names() -> list[str]:
 def is_active() -> bool:
     """Whether any ``torch.func`` transform is running."""
     return _C.peek_interpreter_stack() is not None
+
+
+def current_level() -> int:
+    """The level of the innermost running transform; 0 if none is."""
+    innermost = _C.peek_interpreter_stack()
+    return 0 if innermost is None else int(innermost.level())
 
 
 def transform_depth() -> int:

@@ -16,6 +16,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from invlayer_core import _functorch
@@ -70,8 +71,7 @@ class _Capture(TorchFunctionMode):
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()
-        self.level = max((_functorch.level_of(tensor) for tensor in known), default=0)
-        self.functorch = _functorch.is_active()
+        self.level = _functorch.current_level()
         # Keeps what f makes alive, so that an id is never reused while the mode runs.
         self.own: dict[int, Tensor] = {id(tensor): tensor for tensor in known}
         self.captured: dict[int, Tensor] = {}
@@ -83,7 +83,7 @@ class _Capture(TorchFunctionMode):
         if _functorch.is_wrapped(tensor):
             # A level above ours was opened inside f (f itself calls torch.func): the tensor is f's own.
             return _functorch.level_of(tensor) <= self.level
-        return tensor.requires_grad
+        return tensor.requires_grad or _has_tangent(tensor)
 
     def _look(self, tensor: Tensor) -> Tensor:
         if id(tensor) in self.stand_in:
@@ -158,13 +158,21 @@ def evaluate_and_capture(
     """
     with torch.enable_grad():
         result = evaluate()
-        if not _functorch.is_active() and not _carries_gradient(result):
+        if not (_functorch.is_active() or _in_forward_mode() or _carries_gradient(result)):
             return result, ()
         start = _graph_clock()
         with _Capture(known) as capture:
             result = evaluate()
     _refuse_hidden(result, capture, start, function)
     return result.detach(), tuple(capture.captured.values())
+
+
+def _in_forward_mode() -> bool:
+    return forward_ad._current_level >= 0
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return _in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _carries_gradient(result: Any) -> bool:

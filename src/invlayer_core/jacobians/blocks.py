@@ -8,6 +8,7 @@ n vector-Jacobian products instead of B·n.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -49,12 +50,14 @@ def batched_rows(
 ) -> tuple[Tensor, ...]:
     """Pull ``cotangents`` ``(k, *value)`` back to every input, in one batched pass: ``(k, *input)`` each.
 
-    Below three rows, one pass each costs less than the batching does.
+    Below three rows, one pass each costs less than the batching does. And one pass each is needed where
+    the result is to be differentiated again and the graph holds a ``Function`` written in Python: its
+    backward, mapped by ``is_grads_batched``, may then lose its own graph without a word.
     """
     k = cotangents.shape[0]
     if not value.requires_grad or k == 0:
         return tuple(tensor.new_zeros(k, *tensor.shape) for tensor in inputs)
-    if k < _BATCHED_FROM:
+    if k < _BATCHED_FROM or (create_graph and _has_python_functions(value, inputs)):
         return _looped_rows(value, inputs, cotangents, create_graph)
     try:
         rows = torch.autograd.grad(
@@ -72,6 +75,23 @@ def batched_rows(
 
 
 _BATCHED_FROM = 3
+
+
+def _has_python_functions(value: Tensor, inputs: Sequence[Tensor]) -> bool:
+    """Whether the graph from ``inputs`` to ``value`` holds a custom ``autograd.Function``."""
+    python_node: Any = torch.autograd.function.BackwardCFunction
+    seen: set[Any] = {tensor.grad_fn for tensor in inputs}
+    stack = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, python_node):
+            return True
+        seen.add(node)
+        stack.extend(parent for parent, _ in node.next_functions)
+    return False
+
 
 _ROW_BY_ROW = (
     "The Jacobian was taken row by row ({count} passes instead of one), because the conditions cannot be "

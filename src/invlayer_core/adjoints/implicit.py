@@ -128,10 +128,19 @@ class Implicit(Adjoint):
             linearization = linearize(system, y, system.theta)
             blocks = per_sample_blocks(linearization)
             residual = system.residual(y, system.theta).reshape(blocks.shape[:-1])
-            factors, pivots, _info = torch.linalg.lu_factor_ex(blocks)
-            step = torch.linalg.lu_solve(factors, pivots, residual.unsqueeze(-1))
-            y = y - step.reshape(y.shape)
+            y = y - _solve_recorded(blocks, residual).reshape(y.shape)
         return y
+
+
+def _solve_recorded(blocks: Tensor, rhs: Tensor) -> Tensor:
+    """J⁻¹ rhs in operations that torch differentiates and maps by itself, at any depth.
+
+    (``torch.linalg.solve`` is wrong under jacrev of jacfwd, and ``lu_solve`` under vmap of vmap: seen in 2.13.)
+    """
+    permutation, lower, upper = torch.lu_unpack(*torch.linalg.lu_factor_ex(blocks)[:2])
+    x = permutation.mT @ rhs.unsqueeze(-1)
+    x = torch.linalg.solve_triangular(lower, x, upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(upper, x, upper=True).squeeze(-1)
 
 
 def _nested_forward_with_failures() -> ConditionsError:

@@ -7,7 +7,7 @@ derivative synchronises with the GPU. ``lu_factor_ex`` with ``lu_solve`` does ne
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
@@ -51,25 +51,66 @@ def _is_broken_here(blocks: Tensor) -> bool:
     )
 
 
-@torch.no_grad()
 def lu_factor(blocks: Tensor) -> LUFactors:
-    """Factorise every block of ``(B, n, n)``; never raises on singular ones.
+    """Factorise every block of ``(B, n, n)``; never raises on singular ones, and records no gradient.
 
     Examples
     --------
     >>> lu_factor(torch.diag(torch.tensor([2.0, 0.0]))[None]).info
     tensor([2], dtype=torch.int32)
     """
+    if _functorch.is_active():
+        return LUFactors(*_Factor.apply(blocks.detach()))
+    with torch.no_grad():
+        return _factor(blocks)
+
+
+def _factor(blocks: Tensor) -> LUFactors:
     if not _is_broken_here(blocks):
         return LUFactors(*torch.linalg.lu_factor_ex(blocks))
     if threading.current_thread() is threading.main_thread():
         with _one_thread():
             return LUFactors(*torch.linalg.lu_factor_ex(blocks))
     # The number of threads is a process-wide setting: a worker thread must not touch it.
-    parts = [torch.linalg.lu_factor_ex(block) for block in blocks.reshape(-1, *blocks.shape[-2:])]
-    return LUFactors(
-        *(torch.stack(part).reshape(*blocks.shape[:-2], *part[0].shape) for part in zip(*parts, strict=True))
-    )
+    batch, n = blocks.shape[:-2], blocks.shape[-1]
+    parts = [torch.linalg.lu_factor_ex(block) for block in blocks.reshape(-1, n, n)]
+    factors, pivots, info = (torch.stack(part) for part in zip(*parts, strict=True))
+    return LUFactors(factors.reshape(blocks.shape), pivots.reshape(*batch, n), info.reshape(batch))
+
+
+def _mapped_first(tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> list[Tensor]:
+    """Every tensor with the mapped dimension in front, where it is one more batch dimension.
+
+    torch's own batching rule is not used: its ``lu_solve`` returns wrong numbers under a vmap within a
+    vmap (seen in 2.13).
+    """
+    return [
+        tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for tensor, dim in zip(tensors, dims, strict=True)
+    ]
+
+
+@final
+@_functorch.with_cached_signature
+class _Factor(torch.autograd.Function):
+    """The factorisation as torch.func sees it: without derivative, and with a batching rule of our own."""
+
+    @staticmethod
+    def forward(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        factors, pivots, info = _factor(blocks)
+        return factors, pivots, info
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> None:
+        raise AssertionError("the factorisation has no derivative; its input is detached")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], blocks: Tensor) -> Any:
+        return _Factor.apply(*_mapped_first([blocks], in_dims, info.batch_size)), (0, 0, 0)
 
 
 @final
@@ -80,8 +121,6 @@ class _Solve(torch.autograd.Function):
     Its derivative is two more solves with the same factors: from A x = b follows A dx = db − dA x, hence
     b̄ = A⁻ᵀ x̄ and Ā = −b̄ xᵀ. Written through ``_Solve`` itself, it holds at every order.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(blocks: Tensor, rhs: Tensor, factors: Tensor, pivots: Tensor, transpose: bool) -> Tensor:
@@ -110,6 +149,11 @@ class _Solve(torch.autograd.Function):
             change = blocks_dot.mT if ctx.transpose else blocks_dot
             rhs = rhs - (change @ x.unsqueeze(-1)).squeeze(-1)
         return _Solve.apply(blocks, rhs, factors, pivots, ctx.transpose)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+        *tensors, transpose = args
+        return _Solve.apply(*_mapped_first(tensors, in_dims[:-1], info.batch_size), transpose), 0
 
 
 def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool = False) -> Tensor:

@@ -8,6 +8,8 @@ running, how many forward-mode levels are nested, and what plain values stand be
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -19,10 +21,13 @@ __all__ = [
     "current_level",
     "forward_mode_depth",
     "is_active",
+    "is_mapped_by_autograd",
     "is_wrapped",
     "level_of",
+    "own_saved_tensors",
     "plain",
     "reverse_mode_depth",
+    "revive",
     "transform_depth",
     "with_cached_signature",
 ]
@@ -90,6 +95,34 @@ def is_wrapped(tensor: Tensor) -> bool:
 def level_of(tensor: Tensor) -> int:
     """The transform level that ``tensor`` belongs to; 0 for a plain tensor."""
     return max(0, int(_C.maybe_get_level(tensor))) if is_wrapped(tensor) else 0
+
+
+def is_mapped_by_autograd(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is mapped by ``autograd.grad(..., is_grads_batched=True)``, not by torch.func."""
+    return bool(_C.is_legacy_batchedtensor(tensor))
+
+
+def revive(tensors: Sequence[Any]) -> list[Any]:
+    """The tensors behind wrappers whose transform has been left.
+
+    A vjp is usually called after the transform that made it has ended; what its ctx saved is wrapped for
+    a level that no longer exists, or that has been given to another transform since.
+    """
+    return [_C.unwrap_if_dead(t) if isinstance(t, Tensor) else t for t in tensors]
+
+
+@contextmanager
+def own_saved_tensors() -> Iterator[None]:
+    """Keep hooks such as those of ``checkpoint`` away from graphs that live and die inside a solve."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
+        yield
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -135,10 +135,12 @@ def solve_implicitly(
     """
     y, claimed, outcome = run_forward(forward, tensors)
     system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
-    system, residual = _certify(system, y, find=captured is None)
+    with _functorch.own_saved_tensors():
+        system, residual = _certify(system, y, find=captured is None)
     steps = None
     if settings.polish:
-        y, residual, steps = polish(system, y, residual, settings.polish)
+        with _functorch.own_saved_tensors():
+            y, residual, steps = polish(system, y, residual, settings.polish)
     measured = _per_sample(system, residual) if measurable else None
     flat, tolerances = _per_sample(system, y), (settings.atol, settings.rtol)
     if measured is not None and not settings.return_info and all_hold(flat, measured, *tolerances):

@@ -25,6 +25,7 @@ from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, PerformanceWarning, warn_user
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.linear.lu import solve_recorded
 from invlayer_core.linear.methods import GMRES, LU, Krylov, LinearSolver
 from invlayer_core.linear.solve import SingularPolicy
 from invlayer_core.structure import SystemShape
@@ -128,19 +129,8 @@ class Implicit(Adjoint):
             linearization = linearize(system, y, system.theta)
             blocks = per_sample_blocks(linearization)
             residual = system.residual(y, system.theta).reshape(blocks.shape[:-1])
-            y = y - _solve_recorded(blocks, residual).reshape(y.shape)
+            y = y - solve_recorded(blocks, residual).reshape(y.shape)
         return y
-
-
-def _solve_recorded(blocks: Tensor, rhs: Tensor) -> Tensor:
-    """J⁻¹ rhs in operations that torch differentiates and maps by itself, at any depth.
-
-    (``torch.linalg.solve`` is wrong under jacrev of jacfwd, and ``lu_solve`` under vmap of vmap: seen in 2.13.)
-    """
-    permutation, lower, upper = torch.lu_unpack(*torch.linalg.lu_factor_ex(blocks)[:2])
-    x = permutation.mT @ rhs.unsqueeze(-1)
-    x = torch.linalg.solve_triangular(lower, x, upper=False, unitriangular=True)
-    return torch.linalg.solve_triangular(upper, x, upper=True).squeeze(-1)
 
 
 def _nested_forward_with_failures() -> ConditionsError:
@@ -170,12 +160,12 @@ class _ImplicitFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        y, dead, *theta = ctx.saved_tensors
+        y, dead, *theta = _functorch.revive(ctx.saved_tensors)
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *ctx.rule.pullback(y, dead, theta, cotangent, wanted)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        y, dead, *theta = ctx.saved_tensors
+        y, dead, *theta = _functorch.revive(ctx.saved_tensors)
         result: Tensor = ctx.rule.pushforward(y, dead, theta, tangents[3:])
         return result

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from invlayer_core import _functorch
 from invlayer_core.errors import UnsupportedTransformError
 
 __all__ = ["ConstantJacobian", "DeclaredJacobianConditions", "InverseConditions"]
@@ -79,12 +80,20 @@ class _DeclaredInverse(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.jacobian = inputs[2]
         ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None]:
-        (y,) = ctx.saved_tensors
+        (y,) = _functorch.revive(ctx.saved_tensors)
         blocks = ctx.jacobian(y)
         return (blocks.mT @ cotangent.reshape(*blocks.shape[:-1], 1)).reshape(y.shape), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (y,) = _functorch.revive(ctx.saved_tensors)
+        blocks = ctx.jacobian(y)
+        result: Tensor = (blocks @ tangent.reshape(*blocks.shape[:-1], 1)).reshape(y.shape)
+        return result
 
 
 @final

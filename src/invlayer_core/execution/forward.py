@@ -244,10 +244,11 @@ def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Te
     """
     detached = [tensor.detach() for tensor in tensors]
     if not _functorch.is_active():
-        with torch.no_grad():
+        with torch.no_grad(), _functorch.own_saved_tensors():
             y, outcome = forward.run(detached)
         return y, None, outcome
     record = _Record()
-    y, status = _OpaqueSolve.apply(forward, record, *detached)
+    with _functorch.own_saved_tensors():
+        y, status = _OpaqueSolve.apply(forward, record, *detached)
     assert record.outcome is not None
     return y, status, record.outcome

@@ -136,7 +136,9 @@ class RecordedLinearization(Linearization):
         self, cotangent: Tensor, theta_rows: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
         size = cotangent.numel()
-        products = [(cotangent @ rows.reshape(size, -1)).reshape(rows.shape[1:]) for rows in theta_rows]
+        products = [
+            (cotangent.to(rows.dtype) @ rows.reshape(size, -1)).reshape(rows.shape[1:]) for rows in theta_rows
+        ]
         return _spread(products, wanted)
 
     def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
@@ -206,7 +208,7 @@ class TransformedLinearization(Linearization):
         return pull
 
     def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
-        kept = [i for i, t in enumerate(tangents) if t is not None and self.theta[i].is_floating_point()]
+        kept = [i for i, tangent in enumerate(tangents) if tangent is not None]
         if not kept:
             return torch.zeros_like(self.value)
         partial, given = self._partial(kept), tuple(tangents[i] for i in kept)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 
-__all__ = ["LUFactors", "lu_factor", "lu_solve"]
+__all__ = ["LUFactors", "lu_factor", "lu_solve", "solve_recorded"]
 
 # Batched CPU LU is broken in torch from this size on, with two or more threads: n = 150 hangs, larger
 # ones return garbage pivots or raise (pytorch issues 141358 and 142815).
@@ -134,7 +134,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        blocks, factors, pivots, x = ctx.saved_tensors
+        blocks, factors, pivots, x = _functorch.revive(ctx.saved_tensors)
         rhs_bar = _Solve.apply(blocks, cotangent, factors, pivots, not ctx.transpose)
         if not ctx.needs_input_grad[0]:
             return None, rhs_bar, None, None, None
@@ -143,7 +143,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, blocks_dot: Tensor | None, rhs_dot: Tensor | None, *_: None) -> Tensor:
-        blocks, factors, pivots, x = ctx.saved_tensors
+        blocks, factors, pivots, x = _functorch.revive(ctx.saved_tensors)
         rhs = torch.zeros_like(x) if rhs_dot is None else rhs_dot
         if blocks_dot is not None:
             change = blocks_dot.mT if ctx.transpose else blocks_dot
@@ -176,5 +176,20 @@ def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool
     recorded = torch.is_grad_enabled() and (blocks.requires_grad or rhs.requires_grad)
     if not recorded and not _functorch.is_active():
         return _Solve.forward(blocks, rhs, factors.factors, factors.pivots, transpose)
+    if _functorch.is_mapped_by_autograd(rhs):
+        # This kind of mapping drops the graph inside a custom Function without a word.
+        return solve_recorded(blocks.mT if transpose else blocks, rhs)
     result: Tensor = _Solve.apply(blocks, rhs, factors.factors, factors.pivots, transpose)
     return result
+
+
+def solve_recorded(blocks: Tensor, rhs: Tensor) -> Tensor:
+    """``blocks⁻¹ rhs`` in operations that torch differentiates and maps by itself, at any depth.
+
+    (``torch.linalg.solve`` is wrong under jacrev of jacfwd, and ``lu_solve`` under vmap of vmap: seen in
+    torch 2.13.)
+    """
+    permutation, lower, upper = torch.lu_unpack(*torch.linalg.lu_factor_ex(blocks)[:2])
+    x = permutation.mT @ rhs.unsqueeze(-1)
+    x = torch.linalg.solve_triangular(lower, x, upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(upper, x, upper=True).squeeze(-1)

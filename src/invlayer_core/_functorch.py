@@ -127,15 +127,15 @@ def _unchanged(tensor: Tensor) -> Tensor:
 
 def plain(tensor: Tensor) -> Tensor:
     """The values behind a wrapped tensor, mapped dimensions first (outermost first), without gradient."""
-    if _C.is_legacy_batchedtensor(tensor):
-        # autograd.grad(..., is_grads_batched=True) maps the cotangent by an older mechanism of its own.
-        level = torch._C._vmapmode_increment_nesting() - 1
-        torch._C._vmapmode_decrement_nesting()
-        return torch._remove_batch_dim(tensor, level, 1, 0).detach()
-    tensor = tensor.detach()
-    while is_wrapped(tensor):
-        batch_dim = int(_C.maybe_get_bdim(tensor)) if _C.is_batchedtensor(tensor) else -1
-        tensor = _C.get_unwrapped(tensor)
-        if batch_dim >= 0:
-            tensor = torch.movedim(tensor, batch_dim, 0)
-    return tensor.detach()
+    while True:
+        if _C.is_functorch_wrapped_tensor(tensor):
+            batch_dim = int(_C.maybe_get_bdim(tensor)) if _C.is_batchedtensor(tensor) else -1
+            tensor = _C.get_unwrapped(tensor)
+            if batch_dim >= 0:
+                tensor = tensor.movedim(batch_dim, 0)
+        elif is_mapped_by_autograd(tensor):
+            level = torch._C._vmapmode_increment_nesting() - 1
+            torch._C._vmapmode_decrement_nesting()
+            tensor = torch._remove_batch_dim(tensor, level, 1, 0)
+        else:
+            return tensor.detach()

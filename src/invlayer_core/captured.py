@@ -17,7 +17,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from invlayer_core import _functorch
 from invlayer_core.errors import ConditionsError
@@ -57,12 +57,13 @@ class Substitution(TorchFunctionMode):
         super().__init__()
         self._replacement = {id(old): new for old, new in zip(originals, replacements, strict=True)}
 
-    def _replace(self, tensor: Tensor) -> Tensor:
+    def replace(self, tensor: Tensor) -> Tensor:
+        """What stands in for ``tensor``: itself, if nothing does."""
         return self._replacement.get(id(tensor), tensor)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args = _map_tensors(tuple(args), self._replace)
-        return func(*args, **_map_tensors(dict(kwargs or {}), self._replace))
+        args = _map_tensors(tuple(args), self.replace)
+        return func(*args, **_map_tensors(dict(kwargs or {}), self.replace))
 
 
 @final
@@ -72,6 +73,7 @@ class _Capture(TorchFunctionMode):
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()
         self.level = _functorch.current_level()
+        self.outer = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, Substitution)]
         # Keeps what f makes alive, so that an id is never reused while the mode runs.
         self.own: dict[int, Tensor] = {id(tensor): tensor for tensor in known}
         self.captured: dict[int, Tensor] = {}
@@ -88,11 +90,14 @@ class _Capture(TorchFunctionMode):
     def _look(self, tensor: Tensor) -> Tensor:
         if id(tensor) in self.stand_in:
             return self.stand_in[id(tensor)]
-        if not self._is_foreign(tensor):
+        seen = tensor
+        for mode in reversed(self.outer):  # what the conditions of an outer layer have swapped already
+            seen = mode.replace(seen)
+        if not self._is_foreign(seen):
             return tensor
         self.captured[id(tensor)] = tensor
         with torch._C.DisableTorchFunction():
-            stand_in = tensor.detach()
+            stand_in = seen.detach()
         self.stand_in[id(tensor)] = self.own[id(stand_in)] = stand_in
         return stand_in
 

@@ -98,7 +98,12 @@ class Implicit(Adjoint):
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)
         rule = ImplicitRule(self._able_to_nest(system, y), system, dead_value)
-        result: Tensor = _functorch.apply(_ImplicitFunction, rule, y, dead, *system.theta)
+        theta = system.theta
+        if torch._C._len_torch_function_stack():
+            # Inside the conditions of an outer layer, which may be watching or swapping tensors: the inputs of
+            # a Function are hidden from it, those of an ordinary operation are not.
+            theta = tuple(tensor.view_as(tensor) for tensor in theta)
+        result: Tensor = _functorch.apply(_ImplicitFunction, rule, y, dead, *theta)
         return result
 
     def _able_to_nest(self, system: System, y: Tensor) -> Implicit:

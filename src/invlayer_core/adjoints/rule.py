@@ -59,7 +59,8 @@ class ImplicitRule:
         blocks = per_sample_blocks(linearization, uneven=True)
         weights, decided, rhs = self._solve(linearization, blocks, flat, dead, transpose=True)
         pulled = linearization.pullback(-weights, wanted)
-        if pulled.y is None or self._holds(pulled.y, rhs, decided):
+        back = (blocks.mT @ -weights.unsqueeze(-1)) if pulled.y is None else pulled.y
+        if self._holds(back, rhs, decided):
             return pulled.theta
         explain_inaccurate(linearization, blocks)
         weights = refine(blocks, weights, rhs)

@@ -16,7 +16,7 @@ from invlayer_core.jacobians.linearize import Linearization
 from invlayer_core.jacobians.per_sample import blocks_by_rows, refuse_coupled
 from invlayer_core.linear.lu import lu_factor, lu_solve
 
-__all__ = ["explain_inaccurate", "refine"]
+__all__ = ["explain_inaccurate", "is_lost", "refine"]
 
 _REFINEMENTS = 2
 _JACOBIAN_ERROR = 1e-6  # relative; float32 gets the square root of its rounding error
@@ -47,11 +47,31 @@ def explain_inaccurate(linearization: Linearization, blocks: Tensor) -> None:
 
 
 def refine(blocks: Tensor, weights: Tensor, rhs: Tensor) -> Tensor:
-    """Iterative refinement of Jᵀw = rhs with the factors of J (Higham 2002, chapter 12)."""
+    """Iterative refinement of Jᵀw = rhs with the factors of J (Higham 2002, chapter 12).
+
+    Where elimination itself has lost the digits (its growth can be 2ⁿ⁻¹), refinement cannot bring them
+    back: there the singular value decomposition answers.
+    """
     factors = lu_factor(blocks.detach())
     for _ in range(_REFINEMENTS):
-        missing = rhs - (blocks.mT @ weights.unsqueeze(-1)).squeeze(-1)
-        correction = lu_solve(blocks, missing, factors, transpose=True)
+        correction = lu_solve(blocks, _missing(blocks, weights, rhs), factors, transpose=True)
         # A sample without a regular block has been answered by a policy, and is left alone.
         weights = weights + torch.where(correction.isfinite().all(-1, keepdim=True), correction, 0.0)
-    return weights
+    lost = is_lost(blocks, weights, rhs)
+    if not bool(_functorch.plain(lost).any()):
+        return weights
+    identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+    stable = torch.linalg.pinv(torch.where(lost[..., None, None], blocks, identity))
+    return torch.where(lost.unsqueeze(-1), (stable.mT @ rhs.unsqueeze(-1)).squeeze(-1), weights)
+
+
+def _missing(blocks: Tensor, weights: Tensor, rhs: Tensor) -> Tensor:
+    return rhs - (blocks.mT @ weights.unsqueeze(-1)).squeeze(-1)
+
+
+@torch.no_grad()
+def is_lost(blocks: Tensor, weights: Tensor, rhs: Tensor) -> Tensor:
+    """Samples ``(B,)`` whose residual is large beside the terms it is made of: a backward unstable solve."""
+    terms = (blocks.abs().mT @ weights.abs().unsqueeze(-1)).squeeze(-1) + rhs.abs()
+    allowed = 100.0 * blocks.shape[-1] * torch.finfo(rhs.dtype).eps * terms.amax(-1)
+    return _missing(blocks, weights, rhs).abs().amax(-1) > allowed

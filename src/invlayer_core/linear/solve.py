@@ -90,9 +90,7 @@ def solve_blocks(request: SolveRequest) -> BlockSolution:
     if not bool(_functorch.plain(singular).any()):
         return BlockSolution(solution, None)
     if request.singular == "raise" and bool(_functorch.plain(singular & ~unasked).any()):
-        raise _singular_error(
-            _functorch.plain(singular & ~unasked), _functorch.plain(found.condition), request
-        )
+        raise _singular_error(_functorch.plain(singular), _functorch.plain(found.condition), request)
     return BlockSolution(_answer_singular(request, found, singular, unasked), singular)
 
 

@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def seeded() -> None:
     """Seed every generator that a test may draw from."""
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 (SciPy's own default generator)
+    np.random.seed(0)
     torch.manual_seed(0)
 
 

@@ -224,7 +224,7 @@ def test_implicit_function_captures() -> None:
     )
 
 
-# --- f with derivatives inside ----------------------------------------------------------------------------
+# --- f with derivatives inside --------------------------------------------------------------------------
 
 
 def energy(y: Tensor, stiffness: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ def test_own_function_whose_backward_is_a_function() -> None:
     torch.testing.assert_close(both(lambda y: TwiceProduct.apply(y, y)), both(lambda y: y * y), **CLOSE)
 
 
-# --- what cannot be found is named ------------------------------------------------------------------------
+# --- what cannot be found is named ----------------------------------------------------------------------
 
 JIT_WARNS = pytest.mark.filterwarnings(r"ignore:.torch\.jit\.\w+. is deprecated:DeprecationWarning")
 
@@ -325,7 +325,9 @@ JIT_WARNS = pytest.mark.filterwarnings(r"ignore:.torch\.jit\.\w+. is deprecated:
 def test_jit_module_is_refused_by_name(how: str) -> None:
     module = nn.Linear(2, 2)
     hidden = torch.jit.script(module) if how == "scripted" else torch.jit.trace(module, torch.zeros(1, 2))
-    with pytest.raises(inv.ConditionsError, match="parameter 'weight' of .*Module.* out of invlayer's reach"):
+    with pytest.raises(
+        inv.ConditionsError, match=r"parameter 'weight' of .*Module.* out of invlayer's reach"
+    ):
         inv.RootLayer(hidden)(y0=torch.zeros(1, 2))
 
 
@@ -335,7 +337,7 @@ def test_jit_module_in_a_closure_is_refused(how: str) -> None:
     module = nn.Linear(2, 2)
     hidden = torch.jit.script(module) if how == "scripted" else torch.jit.trace(module, torch.zeros(1, 2))
     x = torch.zeros(1, 2, requires_grad=True)
-    with pytest.raises(inv.ConditionsError, match="a tensor of shape .* its gradient would be lost"):
+    with pytest.raises(inv.ConditionsError, match=r"a tensor of shape .* its gradient would be lost"):
         inv.root(lambda y, x: y + hidden(y) / 8 - x, torch.zeros(1, 2), args=x)
 
 
@@ -356,7 +358,7 @@ def test_jit_module_is_welcome_without_gradients() -> None:
     assert not y.requires_grad
 
 
-# --- cost -------------------------------------------------------------------------------------------------
+# --- cost -----------------------------------------------------------------------------------------------
 
 
 class Counted:
@@ -398,7 +400,7 @@ def test_nothing_is_captured_without_grad_mode() -> None:
     assert not y.requires_grad
 
 
-# --- captured under transforms ----------------------------------------------------------------------------
+# --- captured under transforms --------------------------------------------------------------------------
 
 
 def explicit(w: Tensor, a: Tensor) -> Tensor:

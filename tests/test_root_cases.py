@@ -181,7 +181,6 @@ def test_singular_root_has_a_least_squares_answer(case: Case, solver: str) -> No
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="the answer for singular samples has no rule for batched cotangents")
 def test_least_squares_answer_for_batched_cotangents() -> None:
     (case,) = [case for case in SINGULAR if case.name == "ik_2R_singular"]
     p = case.p().requires_grad_()

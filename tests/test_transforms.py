@@ -6,6 +6,7 @@ every order to rounding, by brute force.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from tests.opaque import CASES, SIZE, Case, gauss_jordan
 from torch import Tensor
-from torch.autograd import functional, gradcheck, gradgradcheck
+from torch.autograd import forward_ad, functional, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -46,7 +47,18 @@ def scalar(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *args: function(*args).pow(2).sum() + function(*args).prod()
 
 
-# --- finite differences -------------------------------------------------------------------------------
+@functools.cache
+def oracle_derivatives(
+    oracle: Callable[..., Tensor], shared: tuple[bool, ...], batch: tuple[int, ...], order: int
+) -> Any:
+    """By reverse mode alone; kept, as several layers and transforms are held against them."""
+    function: Any = oracle
+    for _ in range(order):
+        function = jacrev(function, argnums=tuple(range(len(shared))))
+    return function(*Case(oracle, oracle, shared).inputs(*batch))
+
+
+# --- finite differences ---------------------------------------------------------------------------------
 
 
 def test_gradcheck(case: Case) -> None:
@@ -79,7 +91,29 @@ def test_gradgradcheck_batched(case: Case) -> None:
     assert gradgradcheck(case.layer, with_grad(case.inputs(2)), check_batched_grad=True)
 
 
-# --- torch.func against the unrolled solver ---------------------------------------------------------------
+@pytest.mark.parametrize(
+    "create_graph",
+    [
+        pytest.param(
+            False, marks=pytest.mark.xfail(strict=True, reason="without create_graph the tangent is lost")
+        ),
+        True,
+    ],
+)
+def test_backward_at_a_forward_level_carries_a_tangent(case: Case, create_graph: bool) -> None:
+    """Hessian-vector products by eager forward-over-reverse, which need no create_graph."""
+    inputs, direction = with_grad(case.inputs(2)), [torch.randn_like(tensor) for tensor in case.inputs(2)]
+
+    def product(function: Callable[..., Tensor]) -> list[Tensor]:
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(*pair) for pair in zip(inputs, direction, strict=True)]
+            slopes = torch.autograd.grad(scalar(function)(*duals), duals, create_graph=create_graph)
+            return [forward_ad.unpack_dual(slope).tangent for slope in slopes]
+
+    assert_same(product(case.layer), product(case.oracle))
+
+
+# --- torch.func against the unrolled solver -------------------------------------------------------------
 
 FIRST = {"jacrev": jacrev, "jacfwd": jacfwd}
 SECOND = {f"{outer}({inner})": (FIRST[outer], FIRST[inner]) for outer in FIRST for inner in FIRST}
@@ -90,16 +124,20 @@ SECOND = {f"{outer}({inner})": (FIRST[outer], FIRST[inner]) for outer in FIRST f
 def test_first_order(case: Case, transform: Any, batch: tuple[int, ...]) -> None:
     inputs = case.inputs(*batch)
     ours = transform(case.layer, argnums=every(case))(*inputs)
-    assert_same(ours, jacrev(case.oracle, argnums=every(case))(*inputs))
+    assert_same(ours, oracle_derivatives(case.oracle, case.shared, batch, order=1))
 
 
 @pytest.mark.parametrize(("outer", "inner"), SECOND.values(), ids=SECOND)
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "batch"])
-def test_second_order(case: Case, outer: Any, inner: Any, batch: tuple[int, ...]) -> None:
+def test_second_order(
+    case: Case, outer: Any, inner: Any, batch: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
+    if case is CASES["inverse-jacobian"] and outer is inner is jacfwd:
+        reason = "the jvp of a function known by its Jacobian alone is a custom rule: nested, it gives zeros"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     inputs, argnums = case.inputs(*batch), every(case)
     ours = outer(inner(case.layer, argnums=argnums), argnums=argnums)(*inputs)
-    oracle = jacrev(jacrev(case.oracle, argnums=argnums), argnums=argnums)(*inputs)
-    assert_same(ours, oracle)
+    assert_same(ours, oracle_derivatives(case.oracle, case.shared, batch, order=2))
 
 
 def test_hessian(case: Case) -> None:
@@ -132,7 +170,7 @@ def test_vjp_and_jvp(case: Case) -> None:
     assert_same(jvp(case.layer, inputs, tangents), jvp(case.oracle, inputs, tangents))
 
 
-# --- third order ------------------------------------------------------------------------------------------
+# --- third order ----------------------------------------------------------------------------------------
 
 
 def cube_plus(a: Tensor) -> Tensor:
@@ -182,7 +220,7 @@ def test_fourth_order_agrees_with_the_third_by_differences() -> None:
     torch.testing.assert_close(function(a), difference, rtol=1e-6, atol=0)
 
 
-# --- vmap -------------------------------------------------------------------------------------------------
+# --- vmap -----------------------------------------------------------------------------------------------
 
 
 def mapped_dims(case: Case) -> tuple[int | None, ...]:
@@ -273,6 +311,17 @@ def test_eager_backward_through_func_grad() -> None:
     assert_same(outer(case.layer), outer(case.oracle))
 
 
+def test_batched_cotangents_through_vmap() -> None:
+    case = CASES["root-native"]
+
+    def rows(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        inputs = with_grad(case.inputs(2))
+        y = vmap(function, (None, 0))(*inputs)
+        return torch.autograd.grad(y, inputs, torch.eye(6).reshape(6, 2, 3), is_grads_batched=True)
+
+    assert_same(rows(case.layer), rows(case.oracle))
+
+
 def test_eager_backward_through_vmap() -> None:
     case = CASES["root-native"]
 
@@ -283,14 +332,13 @@ def test_eager_backward_through_vmap() -> None:
     assert_same(outer(case.layer), outer(case.oracle))
 
 
-# --- torch.autograd ---------------------------------------------------------------------------------------
+# --- torch.autograd -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vectorize", [False, True])
-@pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
+@pytest.mark.parametrize(
+    ("strategy", "vectorize"), [("reverse-mode", False), ("reverse-mode", True), ("forward-mode", True)]
+)
 def test_autograd_functional_jacobian(case: Case, vectorize: bool, strategy: str) -> None:
-    if strategy == "forward-mode" and not vectorize:
-        pytest.skip("torch has forward mode only with vectorize=True")
     inputs = case.inputs(3)
     ours = functional.jacobian(case.layer, inputs, vectorize=vectorize, strategy=strategy)
     assert_same(ours, functional.jacobian(case.oracle, inputs))
@@ -409,7 +457,7 @@ def test_complex_args_in_torch_func() -> None:
     assert_same(moved, expected)
 
 
-# --- layers within layers ---------------------------------------------------------------------------------
+# --- layers within layers -------------------------------------------------------------------------------
 
 
 def nested_input() -> Tensor:
@@ -476,7 +524,12 @@ def test_nested_layers_by_double_backward(layer: Callable[[Tensor], Tensor]) -> 
 @NESTED
 @pytest.mark.parametrize(
     "transform",
-    [jacrev, jacfwd, lambda f: jacfwd(jacrev(f)), lambda f: vmap(grad(lambda w: f(w).sum()))],
+    [
+        jacrev,
+        jacfwd,
+        lambda f: jacfwd(jacrev(f)),
+        lambda f: vmap(grad(lambda w: f(w).sum())),
+    ],
     ids=["jacrev", "jacfwd", "jacfwd(jacrev)", "vmap(grad)"],
 )
 def test_nested_layers_in_torch_func(layer: Callable[[Tensor], Tensor], transform: Any) -> None:

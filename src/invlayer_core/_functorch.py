@@ -20,6 +20,8 @@ __all__ = [
     "apply",
     "current_level",
     "forward_mode_depth",
+    "has_tangent",
+    "in_forward_mode",
     "is_active",
     "is_mapped_by_autograd",
     "is_wrapped",
@@ -95,6 +97,18 @@ def is_wrapped(tensor: Tensor) -> bool:
 def level_of(tensor: Tensor) -> int:
     """The transform level that ``tensor`` belongs to; 0 for a plain tensor."""
     return max(0, int(_C.maybe_get_level(tensor))) if is_wrapped(tensor) else 0
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of eager forward mode (``torch.autograd.forward_ad``) is open."""
+    return bool(torch.autograd.forward_ad._current_level >= 0)
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether ``tensor`` carries a tangent of eager forward mode."""
+    if is_active() or not in_forward_mode():  # torch.func opens such a level too, for its own jvp
+        return False
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def is_mapped_by_autograd(tensor: Tensor) -> bool:

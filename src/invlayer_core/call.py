@@ -11,7 +11,7 @@ from torch import Tensor
 from invlayer_core import _functorch
 from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.conditions.system import System
-from invlayer_core.errors import ConditionsError
+from invlayer_core.errors import ConditionsError, UnsupportedTransformError
 from invlayer_core.execution.forward import CallableForward, Forward, RegisteredForward
 from invlayer_core.implicit import BatchMode, OnFailure, Settings, Solution, find_captured, solve_implicitly
 from invlayer_core.inputs import check_devices, check_unknown, working_precision
@@ -93,7 +93,10 @@ def _forward(
             "for registered solvers; bind a function's own with functools.partial."
         )
     arguments = Arguments.flatten((start, *system.arguments.unflatten(system.arguments.tensors)))
-    return CallableForward(solver, arguments, settings.event_dims, name=name_of(solver)), arguments.tensors
+    plain = CallableForward(
+        solver, arguments, settings.event_dims, expected=system.shape.full, name=name_of(solver)
+    )
+    return plain, arguments.tensors
 
 
 def _find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
@@ -157,6 +160,12 @@ def result(solution: Solution, dtype: torch.dtype, settings: Settings) -> Any:
 def result_with_aux(solution: Solution, dtype: torch.dtype, settings: Settings) -> Any:
     """y, or ``(y, aux)`` if the solver function returned such a pair."""
     y = solution.y.to(dtype)
+    if len(solution.outcome.aux) > 1:
+        raise UnsupportedTransformError(
+            "a solver function that returns (y, aux) was mapped by torch.vmap, which cannot hand out one aux "
+            "for each slice. Accepted is a solver function that returns y alone, or one call on the whole "
+            "batch."
+        )
     pair = (y, solution.outcome.aux[0]) if solution.outcome.aux else y
     return (pair, solution.info) if settings.return_info else pair
 

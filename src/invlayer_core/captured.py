@@ -16,7 +16,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from invlayer_core import _functorch
@@ -85,7 +84,7 @@ class _Capture(TorchFunctionMode):
         if _functorch.is_wrapped(tensor):
             # A level above ours was opened inside f (f itself calls torch.func): the tensor is f's own.
             return _functorch.level_of(tensor) <= self.level
-        return tensor.requires_grad or _has_tangent(tensor)
+        return tensor.requires_grad or _functorch.has_tangent(tensor)
 
     def _look(self, tensor: Tensor) -> Tensor:
         if id(tensor) in self.stand_in:
@@ -163,21 +162,13 @@ def evaluate_and_capture(
     """
     with torch.enable_grad():
         result = evaluate()
-        if not (_functorch.is_active() or _in_forward_mode() or _carries_gradient(result)):
+        if not (_functorch.is_active() or _functorch.in_forward_mode() or _carries_gradient(result)):
             return result, ()
         start = _graph_clock()
         with _Capture(known) as capture:
             result = evaluate()
     _refuse_hidden(result, capture, start, function)
     return result.detach(), tuple(capture.captured.values())
-
-
-def _in_forward_mode() -> bool:
-    return forward_ad._current_level >= 0
-
-
-def _has_tangent(tensor: Tensor) -> bool:
-    return _in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _carries_gradient(result: Any) -> bool:

@@ -17,7 +17,15 @@ from invlayer_core import _functorch
 from invlayer_core.errors import ConvergenceError, ConvergenceWarning, warn_user
 from invlayer_core.solvers.contract import Status
 
-__all__ = ["SolveInfo", "Verdict", "all_hold", "default_tolerance", "judge", "report_failures"]
+__all__ = [
+    "SolveInfo",
+    "Verdict",
+    "all_hold",
+    "default_tolerance",
+    "judge",
+    "nudged",
+    "report_failures",
+]
 
 _SHOWN = 5  # failing samples named in a message
 
@@ -41,7 +49,8 @@ class SolveInfo:
     residual : Tensor
         ‖F(y*)‖∞ as measured by invlayer; NaN where nothing could be measured.
     tolerance : Tensor
-        What it was compared with: ``atol + rtol * ‖y*‖∞``.
+        What it was compared with: ``atol``, and where a residual exceeds that, what a relative change of y*
+        by ``rtol`` does to F on top.
     iterations : Tensor of int64
         As the solver counts them; -1 if it does not say.
     message : tuple of str
@@ -89,26 +98,35 @@ def _largest(vectors: Tensor) -> Tensor:
     return vectors.abs().amax(-1) if vectors.shape[-1] else vectors.new_zeros(vectors.shape[:-1])
 
 
-def _tolerance(y: Tensor, atol: float | None, rtol: float | None) -> Tensor:
-    default = default_tolerance(y.dtype)
-    return (default if atol is None else atol) + (default if rtol is None else rtol) * _largest(y)
+def absolute_tolerance(dtype: torch.dtype, atol: float | None) -> float:
+    """``atol``, or the default for the dtype."""
+    return default_tolerance(dtype) if atol is None else atol
 
 
 @torch.no_grad()
-def all_hold(y: Tensor, residual: Tensor, atol: float | None, rtol: float | None) -> bool:
-    """Whether every sample is within its tolerance: the verdict in the common case, at the least cost.
+def all_hold(y: Tensor, residual: Tensor, atol: float | None) -> bool:
+    """Whether every sample is within ``atol``: the verdict in the common case, at the least cost."""
+    small = _largest(residual) <= absolute_tolerance(y.dtype, atol)  # False for NaN
+    return bool(_functorch.plain(small & (_largest(y) < torch.inf)).all())
 
-    NaN fails both comparisons, and an infinite y has an infinite tolerance.
-    """
-    tolerance = _tolerance(y, atol, rtol)
-    return bool(_functorch.plain((_largest(residual) <= tolerance) & (tolerance < torch.inf)).all())
+
+def nudged(y: Tensor, rtol: float | None) -> Tensor:
+    """``y`` ``(*batch, n)`` with every component changed by up to ``rtol`` of itself, unevenly."""
+    steps = torch.arange(1, y.shape[-1] + 1, dtype=y.dtype, device=y.device)
+    weights = (1.0 - 0.5 * (7.0 * steps.sqrt()).frac()) * torch.where(steps % 2 == 0, -1.0, 1.0).to(y)
+    return y + (default_tolerance(y.dtype) if rtol is None else rtol) * weights * y
 
 
 @torch.no_grad()
 def judge(
-    y: Tensor, residual: Tensor | None, reported: Tensor, atol: float | None, rtol: float | None
+    y: Tensor, residual: Tensor | None, nudged_residual: Tensor | None, reported: Tensor, atol: float | None
 ) -> Verdict:
     """Compare the measured residual with the tolerance.
+
+    A sample is accepted if ‖F(y*)‖∞ ≤ atol + ‖F(y* + δ) − F(y*)‖∞, where δ changes y* by a fraction rtol: if
+    its residual is small in itself, or no larger than what so small a change of y* does to F. The second
+    half is free of the units of F and y; and unlike rtol ‖y*‖ it is not deceived by a solver that ran
+    away, since F is flat out there.
 
     Parameters
     ----------
@@ -116,18 +134,22 @@ def judge(
         The solution, event dims flattened.
     residual : Tensor of shape ``(*batch, m)`` or None
         F(y); None if nothing can be measured.
+    nudged_residual : Tensor of shape ``(*batch, m)`` or None
+        F at :func:`nudged` y; None if every residual is within ``atol``.
     reported : Tensor of int64, shape ``(*batch,)``
         The solver's own status codes: how a failure is named, never whether it is one.
-    atol, rtol : float or None
+    atol : float or None
         None takes :func:`default_tolerance`.
     """
-    tolerance = _tolerance(y, atol, rtol)
+    tolerance = torch.full_like(_largest(y), absolute_tolerance(y.dtype, atol))
     finite = y.isfinite().all(-1)
     if residual is None:
         good, measured = finite & (reported == Status.CONVERGED), torch.full_like(tolerance, torch.nan)
         passed = torch.full_like(reported, Status.UNVERIFIED)
     else:
         measured = _largest(residual)
+        if nudged_residual is not None:
+            tolerance = tolerance + torch.nan_to_num(_largest(nudged_residual - residual), posinf=0.0)
         good = measured <= tolerance  # False for NaN
         finite = finite & measured.isfinite()
         passed = torch.full_like(reported, Status.CONVERGED)
@@ -177,7 +199,8 @@ def _describe(info: SolveInfo, inputs: Sequence[Tensor]) -> str:
             "returned solution.",
             *lines,
             *(["The inputs already hold NaN or infinity."] if nan else []),
-            "Accepted are residuals within atol + rtol*max|y|. Start closer (y0=), give the solver more room "
+            "Accepted are residuals within atol, or within what a change of y by rtol does to them. Start "
+            "closer (y0=), give the solver more room "
             "(options=), or choose what failed samples become: on_failure='warn' | 'nan' | 'zero_grad'.",
         ]
     )

@@ -269,6 +269,7 @@ def batch_jacobian(
 
     Examples
     --------
+    >>> import torch
     >>> batch_jacobian(lambda y: y**2, torch.tensor([[1.0, 2.0]]))
     tensor([[[2., 0.],
              [0., 4.]]])

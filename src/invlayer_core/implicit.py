@@ -16,17 +16,17 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from invlayer_core import _functorch
 from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.captured import evaluate_and_capture
-from invlayer_core.certificate import SolveInfo, Verdict, all_hold, judge, report_failures
+from invlayer_core.certificate import SolveInfo, Verdict, all_hold, judge, nudged, report_failures
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import Forward, run_forward
 from invlayer_core.execution.outcome import Outcome
+from invlayer_core.inputs import outside_inference_mode
 from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
 from invlayer_core.structure import Arguments, SystemShape
@@ -48,8 +48,8 @@ class Settings:
         What a sample becomes whose residual misses the tolerance: an error for the whole call; a warning,
         with value and gradient as they are; NaN in both; or the value as it is with a zero gradient.
     atol, rtol : float, optional
-        A sample is accepted if ‖F(y*)‖∞ ≤ atol + rtol ‖y*‖∞. Both default to 1e-6 in float64 and 1e-3
-        in float32.
+        A sample is accepted if ‖F(y*)‖∞ ≤ atol, or if the excess is no more than what a change of y* by a
+        fraction rtol does to F. Both default to 1e-6 in float64 and 1e-3 in float32.
     polish : int or "auto"
         Newton steps on F after the solve, each kept only where it lowers the residual. ``"auto"`` goes on
         as long as one sample gains, up to 10.
@@ -133,20 +133,24 @@ def solve_implicitly(
     measurable : bool
         False if F is known only by its Jacobian, so that its value says nothing.
     """
-    y, claimed, outcome = run_forward(forward, tensors)
+    with outside_inference_mode():
+        y, claimed, outcome = run_forward(forward, tensors)
     system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
     with _functorch.own_saved_tensors():
         system, residual = _certify(system, y, find=captured is None)
     steps = None
     if settings.polish:
-        with _functorch.own_saved_tensors():
+        with outside_inference_mode(), _functorch.own_saved_tensors():
             y, residual, steps = polish(system, y, residual, settings.polish)
     measured = _per_sample(system, residual) if measurable else None
-    flat, tolerances = _per_sample(system, y), (settings.atol, settings.rtol)
-    if measured is not None and not settings.return_info and all_hold(flat, measured, *tolerances):
+    flat, beside = _per_sample(system, y), None
+    holds = measured is not None and all_hold(flat, measured, settings.atol)
+    if holds and not settings.return_info:
         return Solution(_attach(system, y, None, settings), None, outcome)  # no one asked for more
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
-    verdict = judge(flat, measured, claimed, *tolerances)
+    if measured is not None and not holds:
+        beside = _residual_beside(system, nudged(flat, settings.rtol))
+    verdict = judge(flat, measured, beside, claimed, settings.atol)
     info = _info(verdict, outcome, forward, steps)
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
@@ -182,6 +186,13 @@ def _per_sample(system: System, tensor: Tensor) -> Tensor:
     return tensor.reshape(*batch, tensor.shape[len(batch) :].numel())
 
 
+def _residual_beside(system: System, flat: Tensor) -> Tensor:
+    """F at another point, without gradient: how large a residual a small error of y* makes."""
+    with torch.no_grad():
+        theta = [tensor.detach() for tensor in system.theta]
+        return _per_sample(system, system.residual(flat.reshape(system.shape.full), theta))
+
+
 def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None) -> SolveInfo:
     status = _functorch.plain(verdict.status)
     return SolveInfo(
@@ -206,7 +217,7 @@ def _bury(
         return y, None
     dead = ~verdict.ok
     if settings.on_failure == "warn":  # as it is, unless it is nothing
-        dead = verdict.status >= int(Status.NOT_FINITE)
+        dead = dead & (verdict.status >= int(Status.NOT_FINITE))
     if settings.on_failure == "nan":
         mask = dead.reshape(*dead.shape, *(1 for _ in system.shape.event))
         y = torch.where(mask, torch.full_like(y, torch.nan), y)
@@ -220,6 +231,6 @@ def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings) 
 
 
 def _needs_derivative(system: System) -> bool:
-    if _functorch.is_active() or forward_ad._current_level >= 0:
+    if _functorch.is_active() or _functorch.in_forward_mode():
         return True
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in system.theta)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from invlayer_core.errors import ConditionsError
 
-__all__ = ["check_devices", "check_unknown", "from_numpy", "working_precision"]
+__all__ = ["check_devices", "check_unknown", "from_numpy", "outside_inference_mode", "working_precision"]
 
 
 def check_unknown(called: str, name: str, tensor: Any) -> None:
@@ -62,7 +63,20 @@ def working_precision(tensor: Tensor) -> Tensor:
 
     Half precision cannot carry a solve: LU does not exist for it, and 1e-3 is its rounding error.
     """
+    if tensor.is_inference():  # such a tensor cannot take part in any derivative, not even of the solver's
+        with outside_inference_mode():
+            tensor = tensor.clone()
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Where inference mode is on, plain ``no_grad``: inside inference mode no Jacobian can be taken."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @final

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
+from invlayer_core.errors import ConditionsError
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.linear.lu import lu_factor, lu_solve
@@ -44,6 +45,12 @@ def polish(
     kept : Tensor of int64, shape ``(*batch,)``
         How many steps helped each sample.
     """
+    equations = residual.numel() // max(1, system.shape.count)
+    if equations != system.shape.size:
+        raise ConditionsError(
+            f"polish={steps!r}: the conditions give {equations} equations for {system.shape.size} unknowns; "
+            "accepted are as many equations as unknowns. Leave polish at 0."
+        )
     kept = torch.zeros(system.shape.batch, dtype=torch.int64, device=y.device)
     for _ in range(_AUTO_STEPS if steps == "auto" else steps):
         moved = y - _newton_step(system, y, residual)
@@ -60,7 +67,8 @@ def polish(
 def _newton_step(system: System, y: Tensor, residual: Tensor) -> Tensor:
     theta = [tensor.detach() for tensor in system.theta]
     blocks = per_sample_blocks(linearize(system, y.detach(), theta)).detach()
-    step = lu_solve(blocks, residual.reshape(blocks.shape[:-1]), lu_factor(blocks))
+    flat = residual.reshape(blocks.shape[:-1]).to(blocks.dtype)
+    step = lu_solve(blocks, flat, lu_factor(blocks))
     return step.reshape(y.shape)
 
 

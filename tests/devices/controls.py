@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -51,9 +52,15 @@ def _through_numpy(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _forgets_device(name: str) -> AbstractContextManager[Any]:
-    """``torch.eye`` and the like, as if the engine had not passed ``device=``."""
+    """``torch.eye`` and the like, as if the engine (and no one else) had not passed ``device=``."""
     function = getattr(torch, name)
-    return mock.patch.object(torch, name, lambda *args, device=None, **kwargs: function(*args, **kwargs))
+
+    def forgetful(*args: Any, **kwargs: Any) -> Tensor:
+        if sys._getframe(1).f_globals["__name__"].startswith("invlayer_core"):
+            kwargs.pop("device", None)
+        return function(*args, **kwargs)
+
+    return mock.patch.object(torch, name, forgetful)
 
 
 def _broken_engine(op: str, scenario: str) -> Scenario:
@@ -102,11 +109,10 @@ CONTROLS: dict[str, tuple[Scenario, str]] = {
     "constant_from_outside": (_with_f(_constant_from_outside), _TWO_DEVICES),
     "jacobian_on_the_cpu": (_with_f(conditions, jacobian=_jacobian_on_the_cpu), _TWO_DEVICES),
     "numpy_of_a_device_tensor": (_with_f(_through_numpy), r"can't convert \w+(:0)? tensor to numpy"),
-    "engine_forgets_eye": (_broken_engine("eye", "newton"), _TWO_DEVICES),
+    "engine_forgets_eye": (_broken_engine("eye", "failed_analytic_jacobian"), _TWO_DEVICES),
     "engine_forgets_arange": (_broken_engine("arange", "implicit_function"), _TWO_DEVICES),
     "engine_forgets_ones": (_broken_engine("ones", "newton"), _TWO_DEVICES),
     "engine_forgets_zeros": (_broken_engine("zeros", "polish"), _TWO_DEVICES),
-    "engine_forgets_full": (_broken_engine("full", "rectangular_damped"), _TWO_DEVICES),
 }
 
 REFUSALS: dict[str, tuple[Scenario, str]] = {

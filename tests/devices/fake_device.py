@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from tests.devices.op_counter import Copy, copies_made
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
 from torch.utils import _pytree
@@ -38,10 +39,17 @@ def register(name: str) -> None:
 
 
 class FakeDevice(FakeTensorMode):
-    """While active, ``device=`` may name the device that is not there."""
+    """While active, ``device=`` may name the device that is not there.
+
+    Attributes
+    ----------
+    copies : list of Copy
+        Those between devices, from every thread that touched a tensor of the mode.
+    """
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)  # a plain tensor is one on the CPU
+        self.copies: list[Copy] = []
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = _pytree.tree_map(self._taken_in, (args, dict(kwargs or {})))
@@ -55,6 +63,7 @@ class FakeDevice(FakeTensorMode):
         for fake, held in zip(_pytree.tree_leaves(result), _pytree.tree_leaves(values), strict=True):
             if isinstance(fake, FakeTensor):
                 fake.held = held  # type: ignore[attr-defined]
+        self.copies += copies_made(func, args, result)
         return result
 
     def _taken_in(self, leaf: Any) -> Any:
@@ -103,10 +112,12 @@ def _numpy(tensor: Tensor) -> Any:
 
 @contextmanager
 def fake_device() -> Iterator[FakeDevice]:
-    """The mode, with ``Tensor.numpy`` in order."""
+    """The mode, with ``Tensor.numpy`` and ``torch.tensor(..., device=)`` in order."""
     FakeTensor.numpy = _numpy  # type: ignore[method-assign]
+    torch._C._set_only_lift_cpu_tensors(True)  # as FakeTensorMode does for CUDA: make it here, then copy it
     try:
         with FakeDevice() as mode:
             yield mode
     finally:
+        torch._C._set_only_lift_cpu_tensors(False)
         del FakeTensor.numpy

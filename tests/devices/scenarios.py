@@ -7,7 +7,7 @@ compared with those of the same function on the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -142,7 +142,7 @@ def _captured(device: str) -> list[Tensor]:
     return derivatives(inv.root(module, y0, b), b, module.weight)
 
 
-def _failing(policy: str) -> Scenario:
+def _failing(policy: str, **keywords: Any) -> Scenario:
     """Sample 1 has no root."""
 
     def run(device: str) -> list[Tensor]:
@@ -150,7 +150,7 @@ def _failing(policy: str) -> Scenario:
         b = rand(device, 3, 2)
         y = inv.root(
             lambda y, b: y**2 - b * sign.unsqueeze(-1), torch.ones_like(b).detach(), b,
-            on_failure=policy, options={"maxiter": 8},
+            on_failure=policy, options={"maxiter": 8}, **keywords,
         )  # fmt: skip
         return [torch.nan_to_num(result) for result in derivatives(y, b)]
 
@@ -241,15 +241,41 @@ def _batch_jacobian(method: str) -> Scenario:
 
 
 class Picard(inv.Solver):
-    """A per-sample NumPy solver: y ← y − F(y)/4, and one use of the Jacobian."""
+    """A per-sample NumPy solver: y ← y − F(y)/4, and then Newton's steps; always as many of each."""
+
+    residuals, jacobians = 12, 6
 
     def solve(self, problem: inv.SampleProblem, y0: np.ndarray, options: Any) -> inv.SolverResult:
         y = y0
-        for _ in range(6):
+        for _ in range(self.residuals - self.jacobians):
             y = y - problem.residual(y) / 4
-        for _ in range(6):
+        for _ in range(self.jacobians):
             y = y - np.linalg.solve(problem.jacobian(y), problem.residual(y))
         return inv.SolverResult(y=y)
+
+
+class Crossing(NamedTuple):
+    """A system whose args have shapes that nothing else has: n = 2 unknowns, B = 3 samples."""
+
+    y0: Tensor
+    a: Tensor
+    b: Tensor
+
+    @classmethod
+    def on(cls, device: str) -> Crossing:
+        return cls(torch.zeros(3, 2, dtype=torch.float64, device=device), rand(device, 5), rand(device, 3, 7))
+
+    @staticmethod
+    def conditions(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return y + 0.1 * a.sum() * torch.sin(y.flip(-1)) + b.mean(-1, keepdim=True) * y**3 - b[:, :2]
+
+
+def _crossing(how: str) -> Scenario:
+    def run(device: str) -> list[Tensor]:
+        y0, a, b = Crossing.on(device)
+        return derivatives(inv.root(Crossing.conditions, y0, (a, b), solver=Picard(), batch=how), a, b)
+
+    return run
 
 
 def numpy_function(b: np.ndarray) -> np.ndarray:
@@ -270,6 +296,21 @@ def _info(device: str) -> list[Tensor]:
     y0, a, b = problem(device, 3)
     y, info = inv.root(conditions, y0, (a, b), return_info=True)
     return [*derivatives(y, a, b), info.ok, info.residual, info.tolerance, info.iterations, info.polish]
+
+
+def _matrix_free(method: Any, **keywords: Any) -> Scenario:
+    """Symmetric and positive definite, so that every Krylov method applies."""
+
+    def run(device: str) -> list[Tensor]:
+        b = rand(device, 3, 2)
+        adjoint = Implicit(linear_solver=method)
+        y = inv.root(
+            lambda y, b: y + 0.1 * y.sum(-1, keepdim=True) + b * y**3 - b, torch.zeros_like(b).detach(), b,
+            adjoint=adjoint, **keywords,
+        )  # fmt: skip
+        return derivatives(y, b)
+
+    return run
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -293,6 +334,7 @@ SCENARIOS: dict[str, Scenario] = {
     "captured_module": _captured,
     "failed_nan": _failing("nan"),
     "failed_zero_grad": _failing("zero_grad"),
+    "failed_analytic_jacobian": _failing("nan", jacobian=lambda y, b: torch.diag_embed(2 * y)),
     "singular_lstsq": _singular("lstsq"),
     "singular_damped": _singular("damped"),
     "singular_nan": _singular("nan"),
@@ -300,6 +342,9 @@ SCENARIOS: dict[str, Scenario] = {
     "rectangular_lstsq": _rectangular("lstsq"),
     "rectangular_damped": _rectangular("damped"),
     "ill_conditioned": _ill_conditioned,
+    "gmres": _matrix_free(inv.linear.GMRES()),
+    "bicgstab": _matrix_free(inv.linear.BiCGStab()),
+    "cg": _matrix_free(inv.linear.CG()),
     "dual_numbers": _dual_numbers,
     "func_jvp": _func_jvp,
     "func_jacrev": _transform(torch.func.jacrev),
@@ -311,7 +356,7 @@ SCENARIOS: dict[str, Scenario] = {
     "batched_cotangents": _batched_cotangents,
     "batch_jacobian_fast": _batch_jacobian("fast"),
     "batch_jacobian_full": _batch_jacobian("full"),
-    "numpy_serial": _root(solver=Picard(), batch="serial"),
-    "numpy_lockstep": _root(solver=Picard(), batch="lockstep"),
+    "numpy_serial": _crossing("serial"),
+    "numpy_lockstep": _crossing("lockstep"),
     "numpy_function": _from_numpy,
 }

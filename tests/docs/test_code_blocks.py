@@ -1,9 +1,9 @@
 """Every Python code block of the READMEs and of the documentation runs, with warnings as errors.
 
 The blocks of one page run in their order, in one namespace and in a process of their own, as a reader would
-type them; the power-flow example can be imported, as from its own folder. A block is left out only where its info string says so (``python notest``), and ``NOTEST`` counts
-those, so that none is left out by accident. A traceback names the line of the page. A comment after a
-``print(...)`` is what it prints.
+type them; the power-flow example can be imported, as from its own folder. A block is left out only where its
+info string says so (``python notest``), and ``NOTEST`` counts those, so that none is left out by accident. A
+traceback names the line of the page. A comment after a ``print(...)`` is what it prints.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def script(text: str) -> str:
 
 
 def first_wrong_print(code: str, output: str) -> str | None:
-    """The first comment after a ``print(...)`` that the output does not have, in the order of the comments."""
+    """The first comment after a ``print(...)`` that the output does not have, in their order."""
     lines = iter(output.splitlines())
     return next((text for text in PRINTED.findall(code) if text not in lines), None)
 
@@ -91,7 +91,7 @@ def page_parameter(page: Path) -> object:
 
 @pytest.mark.parametrize("page", [page_parameter(page) for page in PAGES])
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path):
-    program = tmp_path / page.name.replace(".md", ".py")
+    program = tmp_path / f"{page.stem}_page.py"  # not scipy.py, which would hide SciPy
     code = script(page.read_text(encoding="utf-8"))
     program.write_text(code, encoding="utf-8")
     run = subprocess.run(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 
 __all__ = ["answer_for_failed", "out_of_harm"]
@@ -22,14 +23,40 @@ def out_of_harm(
 ) -> tuple[Tensor, list[Tensor]]:
     """Where F can be linearised without NaN from failed samples reaching shared parameters.
 
-    A failed sample gets the y of a good one, and what is not finite in θ becomes 1: only failed samples
-    can depend on it. Their rows are then multiplied by zero, and 0 · finite = 0.
+    A failed sample gets the y and the args of a good one; its rows of the derivative are then multiplied
+    by zero, and 0 · finite = 0. Which args have rows of samples is not guessed but tried: one stays
+    swapped only if no good sample's residual changes by it, to the last bit. What then is still not finite
+    in θ becomes 1: only failed samples can depend on it.
     """
-    rows = y.reshape(system.shape.count, -1)
-    good = torch.argmin(dead.reshape(-1).to(torch.uint8))
-    donor = torch.index_select(rows, 0, good.reshape(1))
-    donor = torch.where(donor.isfinite(), donor, torch.zeros_like(donor))
-    safe = torch.where(dead.reshape(-1, 1), donor, rows).reshape(y.shape)
-    return safe, [
-        torch.where(t.isfinite(), t, torch.ones_like(t)) if t.is_floating_point() else t for t in theta
-    ]
+    good = torch.argmin(dead.reshape(-1).to(torch.uint8)).reshape(1)
+    safe = _swap_rows(y, dead, good)
+    safe = torch.where(safe.isfinite(), safe, torch.ones_like(safe))
+    tamed = [_finite(tensor) for tensor in theta]
+    reference = _good_residual(system, safe, tamed, dead)
+    for i, tensor in enumerate(theta):
+        if not tensor.is_floating_point() or tensor.shape[: dead.ndim] != dead.shape or dead.ndim == 0:
+            continue
+        trial = [*tamed[:i], _finite(_swap_rows(tensor, dead, good)), *tamed[i + 1 :]]
+        residual = _good_residual(system, safe, trial, dead)
+        if torch.equal(_functorch.plain(residual), _functorch.plain(reference)):
+            tamed = trial
+    return safe, tamed
+
+
+def _swap_rows(tensor: Tensor, dead: Tensor, good: Tensor) -> Tensor:
+    """The rows of failed samples replaced by that of a good one."""
+    rows = tensor.reshape(dead.numel(), -1)
+    donor = torch.index_select(rows, 0, good)
+    return torch.where(dead.reshape(-1, 1), donor, rows).reshape(tensor.shape)
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    return torch.where(tensor.isfinite(), tensor, 1.0) if tensor.is_floating_point() else tensor
+
+
+@torch.no_grad()
+def _good_residual(system: System, y: Tensor, theta: Sequence[Tensor], dead: Tensor) -> Tensor:
+    """F of the good samples; zero for the failed ones."""
+    residual = system.residual(y.detach(), [tensor.detach() for tensor in theta])
+    mask = dead.reshape(*dead.shape, *(1 for _ in range(residual.ndim - dead.ndim)))
+    return torch.where(mask, torch.zeros_like(residual), residual)

@@ -22,7 +22,7 @@ from invlayer_core import _functorch
 from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.rule import ImplicitRule
 from invlayer_core.conditions.system import System
-from invlayer_core.errors import ConditionsError, PerformanceWarning, warn_user
+from invlayer_core.errors import ConditionsError, PerformanceWarning, SingularJacobianError, warn_user
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.linear.lu import solve_recorded
@@ -100,8 +100,8 @@ class Implicit(Adjoint):
         rule = ImplicitRule(self._able_to_nest(system, y), system, dead_value)
         theta = system.theta
         if torch._C._len_torch_function_stack():
-            # Inside the conditions of an outer layer, which may be watching or swapping tensors: the inputs of
-            # a Function are hidden from it, those of an ordinary operation are not.
+            # Inside the conditions of an outer layer, which may be watching or swapping tensors: the
+            # inputs of a Function are hidden from it, those of an ordinary operation are not.
             theta = tuple(tensor.view_as(tensor) for tensor in theta)
         result: Tensor = _functorch.apply(_ImplicitFunction, rule, y, dead, *theta)
         return result
@@ -134,8 +134,20 @@ class Implicit(Adjoint):
             linearization = linearize(system, y, system.theta)
             blocks = per_sample_blocks(linearization)
             residual = system.residual(y, system.theta).reshape(blocks.shape[:-1])
-            y = y - solve_recorded(blocks, residual).reshape(y.shape)
+            step = solve_recorded(blocks, residual)
+            if not bool(_functorch.plain(step).isfinite().all()):
+                raise _singular_in_nested_forward(_functorch.plain(step))
+            y = y - step.reshape(y.shape)
         return y
+
+
+def _singular_in_nested_forward(step: Tensor) -> SingularJacobianError:
+    bad = (~step.isfinite()).any(-1).reshape(-1).nonzero().reshape(-1).tolist()
+    return SingularJacobianError(
+        "the Jacobian of the conditions is singular at the solution of "
+        f"{', '.join(f'sample {i}' for i in bad[:5])} under nested forward mode (jacfwd of jacfwd), where no "
+        "policy has an answer. Accepted are regular samples, or reverse mode on one side (jacfwd of jacrev)."
+    )
 
 
 def _nested_forward_with_failures() -> ConditionsError:

@@ -49,7 +49,10 @@ class ImplicitRule:
         wanted: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
         if y.numel() == 0:
-            return tuple(torch.zeros_like(t) if want else None for t, want in zip(theta, wanted, strict=True))
+            return _everywhere(0.0, theta, wanted)
+        if dead is not None and bool(_functorch.plain(dead).all()):
+            unasked = bool((_functorch.plain(cotangent) == 0).all())
+            return _everywhere(0.0 if unasked else self.dead_value, theta, wanted)
         linearization = self._linearize(y, dead, theta, wanted, [cotangent])
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         method = self.settings.method(self.system.shape, y.dtype)
@@ -100,7 +103,9 @@ class ImplicitRule:
         wanted: Sequence[bool],
         directions: Sequence[Tensor],
     ) -> Linearization:
-        create_graph = torch.is_grad_enabled() and any(t.requires_grad for t in (y, *theta, *directions))
+        create_graph = (torch.is_grad_enabled() or _functorch.in_forward_mode()) and any(
+            tensor.requires_grad or _functorch.has_tangent(tensor) for tensor in (y, *theta, *directions)
+        )
         if dead is not None:
             y, theta = out_of_harm(self.system, y, dead, theta)
         return linearize(self.system, y, theta, wanted, create_graph=create_graph)
@@ -185,6 +190,10 @@ class ImplicitRule:
         )
         of_y = (blocks @ _uneven(flat).unsqueeze(-1)).squeeze(-1)
         return 4.0 * torch.finfo(y.dtype).eps * (of_theta.detach().abs() + of_y.abs())
+
+
+def _everywhere(value: float, theta: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    return tuple(torch.full_like(t, value) if want else None for t, want in zip(theta, wanted, strict=True))
 
 
 def _uneven(tensor: Tensor) -> Tensor:

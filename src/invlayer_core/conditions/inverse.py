@@ -105,8 +105,10 @@ class DeclaredJacobianConditions:
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
         if _functorch.forward_mode_depth() >= 2:
+            if isinstance(self.jacobian, ConstantJacobian):
+                raise UnsupportedTransformError(_SECOND_DERIVATIVE)
             raise UnsupportedTransformError(
-                "inverse(x, g, jacobian=...) under nested forward mode (jacfwd of jacfwd): torch would give zeros "
-                "there. Accepted are f=f, or reverse mode on one side (jacfwd of jacrev)."
+                "inverse(x, g, jacobian=...) under nested forward mode (jacfwd of jacfwd): torch would give "
+                "zeros there. Accepted are f=f, or reverse mode on one side (jacfwd of jacrev)."
             )
         return _DeclaredInverse.apply(y, x.detach(), self.jacobian) - x

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
@@ -98,7 +98,7 @@ class RegisteredForward(Forward):
                 f"{self.name} needs as many equations as unknowns; the conditions returned shape "
                 f"{tuple(residual.shape)} for y of shape {tuple(shape.full)}."
             )
-        return residual.reshape(shape.count, shape.size)
+        return residual.reshape(shape.count, shape.size).to(y.dtype)
 
     def mapped(self, size: int, dims: Sequence[int | None]) -> RegisteredForward:
         theta_dims = (0, *dims[1:])
@@ -127,6 +127,7 @@ class CallableForward(Forward):
     arguments: Arguments
     event_dims: int
     has_aux: bool = False
+    expected: Size | None = None
     name: str = "solver function"
     how: str = "whole"
 
@@ -142,7 +143,12 @@ class CallableForward(Forward):
                 f"{' or a pair (y, aux)' if self.has_aux else ''}. "
                 "Wrap a NumPy function with inv.from_numpy(fn)."
             )
-        y = result.detach()
+        if self.expected is not None and result.shape != self.expected:
+            raise ConditionsError(
+                f"{self.name} returned y of shape {tuple(result.shape)}; accepted is the shape of y0, "
+                f"{tuple(self.expected)}."
+            )
+        y = result.detach().clone()  # the solver may go on using its own tensor
         return y, Outcome.without_claims(y, SystemShape.of(y, self.event_dims).batch, aux)
 
     def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:

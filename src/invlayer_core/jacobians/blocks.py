@@ -157,5 +157,5 @@ def full_jacobian_blocks(
     count = batch.numel()
     total = residual_shape.numel()
     unit = torch.eye(total, dtype=like.dtype, device=like.device).reshape(total, *residual_shape)
-    full = rows_of(unit).reshape(count, total // max(count, 1), count, size)
+    full = rows_of(unit).reshape(count, residual_shape[len(batch) :].numel(), count, size)
     return full.diagonal(dim1=0, dim2=2).movedim(-1, 0)

@@ -84,7 +84,11 @@ class RecordedLinearization(Linearization):
 
     def pull_y(self, cotangent: Tensor) -> Tensor:
         (pulled,) = torch.autograd.grad(
-            self.value, self.y, cotangent.reshape(self.value.shape), retain_graph=True, materialize_grads=True
+            self.value,
+            self.y,
+            cotangent.reshape(self.value.shape).to(self.value.dtype),
+            retain_graph=True,
+            materialize_grads=True,
         )
         return pulled.reshape(self.system.shape.count, -1)
 
@@ -124,7 +128,7 @@ class RecordedLinearization(Linearization):
         inputs = [self.y, *self._moving] if check else self._moving
         with torch.enable_grad():
             grads = torch.autograd.grad(
-                self.value, inputs, cotangent.reshape(self.value.shape),
+                self.value, inputs, cotangent.reshape(self.value.shape).to(self.value.dtype),
                 create_graph=self.create_graph, retain_graph=True, allow_unused=True,
             )  # fmt: skip
         if not check:
@@ -188,7 +192,7 @@ class TransformedLinearization(Linearization):
 
     def pullback(self, cotangent: Tensor, wanted: Sequence[bool], *, check: bool = True) -> Pullback:
         kept = [i for i, want in enumerate(wanted) if want]
-        cotangent = cotangent.reshape(self.value.shape)
+        cotangent = cotangent.reshape(self.value.shape).to(self.value.dtype)
         grads = self._pull_theta(kept)(cotangent)
         return Pullback(_spread(grads, wanted), self._pull_y(cotangent)[0] if check else None)
 

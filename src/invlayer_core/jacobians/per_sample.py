@@ -48,13 +48,13 @@ def per_sample_blocks(linearization: Linearization, *, check: bool = False, unev
 def blocks_by_rows(linearization: Linearization, *, uneven: bool = False) -> Tensor:
     """The blocks by autograd, whether or not the user gave a Jacobian."""
     shape, y = linearization.system.shape, linearization.y
-    basis = cotangent_basis(linearization.value.shape, shape.batch, y)
+    basis = cotangent_basis(linearization.value.shape, shape.batch, linearization.value)
     if not uneven or shape.count < 2:
         return to_blocks(linearization.rows(basis), shape.batch, shape.size)
-    weights = 2.0 ** (torch.arange(shape.count, dtype=y.dtype, device=y.device) % 3)
+    weights = 2.0 ** (torch.arange(shape.count, dtype=basis.dtype, device=y.device) % 3)
     events = (1 for _ in range(linearization.value.ndim - len(shape.batch)))
     rows = linearization.rows(basis * weights.reshape(*shape.batch, *events))
-    return to_blocks(rows, shape.batch, shape.size) / weights.reshape(-1, 1, 1)
+    return to_blocks(rows, shape.batch, shape.size) / weights.reshape(-1, 1, 1).to(y.dtype)
 
 
 def refuse_coupled(linearization: Linearization) -> None:
@@ -62,9 +62,9 @@ def refuse_coupled(linearization: Linearization) -> None:
     shape, residual_shape = linearization.system.shape, linearization.value.shape
     if shape.count < 2:
         return
-    basis = cotangent_basis(residual_shape, shape.batch, linearization.y)
+    basis = cotangent_basis(residual_shape, shape.batch, linearization.value)
     m = basis.shape[0]
-    samples, equations = probe_weights(shape.batch, m, linearization.y)
+    samples, equations = probe_weights(shape.batch, m, linearization.value)
     probe = (samples.unsqueeze(-1) * equations).reshape(1, *residual_shape)
     rows = linearization.rows(torch.cat([basis, probe])).detach()
     flat = rows.reshape(m + 1, shape.count, shape.size)

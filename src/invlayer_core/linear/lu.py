@@ -81,8 +81,7 @@ def _factor(blocks: Tensor) -> LUFactors:
 def _mapped_first(tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> list[Tensor]:
     """Every tensor with the mapped dimension in front, where it is one more batch dimension.
 
-    torch's own batching rule is not used: its ``lu_solve`` returns wrong numbers under a vmap within a
-    vmap (seen in 2.13).
+    With torch's own rule ``lu_solve`` sees several batch dimensions, and is wrong there; see ``_Solve``.
     """
     return [
         tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -124,7 +123,13 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(blocks: Tensor, rhs: Tensor, factors: Tensor, pivots: Tensor, transpose: bool) -> Tensor:
-        return torch.linalg.lu_solve(factors, pivots, rhs.unsqueeze(-1), adjoint=transpose).squeeze(-1)
+        # One batch dimension: with several, lu_solve on the CPU goes by the stride of the innermost one even
+        # where its size is 1, and returns wrong numbers (seen in torch 2.13).
+        n = rhs.shape[-1]
+        x = torch.linalg.lu_solve(
+            factors.reshape(-1, n, n), pivots.reshape(-1, n), rhs.reshape(-1, n, 1), adjoint=transpose
+        )
+        return x.reshape(rhs.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -174,7 +179,7 @@ def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool
         Infinite or NaN for samples whose block is exactly singular.
     """
     recorded = torch.is_grad_enabled() and (blocks.requires_grad or rhs.requires_grad)
-    if not recorded and not _functorch.is_active():
+    if not (recorded or _functorch.in_forward_mode()) and not _functorch.is_active():
         return _Solve.forward(blocks, rhs, factors.factors, factors.pivots, transpose)
     if _functorch.is_mapped_by_autograd(rhs):
         # This kind of mapping drops the graph inside a custom Function without a word.
@@ -186,9 +191,14 @@ def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool
 def solve_recorded(blocks: Tensor, rhs: Tensor) -> Tensor:
     """``blocks⁻¹ rhs`` in operations that torch differentiates and maps by itself, at any depth.
 
-    (``torch.linalg.solve`` is wrong under jacrev of jacfwd, and ``lu_solve`` under vmap of vmap: seen in
-    torch 2.13.)
+    (``torch.linalg.solve`` is wrong under jacrev of jacfwd, and ``lu_solve`` with several batch dimensions:
+    seen in torch 2.13.)
     """
+    if _is_broken_here(blocks):
+        # One matrix at a time: autograd may come back to this in any thread.
+        flat, right = blocks.reshape(-1, *blocks.shape[-2:]), rhs.reshape(-1, rhs.shape[-1])
+        rows = [solve_recorded(one, row) for one, row in zip(flat.unbind(), right.unbind(), strict=True)]
+        return torch.stack(rows).reshape(rhs.shape)
     permutation, lower, upper = torch.lu_unpack(*torch.linalg.lu_factor_ex(blocks)[:2])
     x = permutation.mT @ rhs.unsqueeze(-1)
     x = torch.linalg.solve_triangular(lower, x, upper=False, unitriangular=True)

@@ -114,5 +114,5 @@ def damped_solution(blocks: Tensor, rhs: Tensor, damping: float, *, transpose: b
     n = matrix.shape[-1]
     ridge = damping**2 * torch.eye(n, dtype=matrix.dtype, device=matrix.device)
     gram = matrix.mT @ matrix + ridge
-    factors, pivots, _ = torch.linalg.lu_factor_ex(gram)
-    return torch.linalg.lu_solve(factors, pivots, matrix.mT @ rhs.unsqueeze(-1)).squeeze(-1)
+    lower, _ = torch.linalg.cholesky_ex(gram)
+    return torch.cholesky_solve(matrix.mT @ rhs.unsqueeze(-1), lower).squeeze(-1)

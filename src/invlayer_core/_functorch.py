@@ -108,6 +108,8 @@ def has_tangent(tensor: Tensor) -> bool:
     """Whether ``tensor`` carries a tangent of eager forward mode."""
     if is_active() or not in_forward_mode():  # torch.func opens such a level too, for its own jvp
         return False
+    if is_mapped_by_autograd(tensor):  # a mapped direction, which torch makes without one
+        return False
     return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 

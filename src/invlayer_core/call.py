@@ -18,7 +18,8 @@ from invlayer_core.inputs import check_devices, check_unknown, working_precision
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.solvers.contract import Solver
-from invlayer_core.solvers.lookup import get_solver, get_spec, solvers
+from invlayer_core.solvers.lookup import get_solver, solvers
+from invlayer_core.solvers.registry import get_registry
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = [
@@ -102,7 +103,7 @@ def _forward(
 def _find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
     if isinstance(solver, Solver):
         return solver, type(solver).__name__, False
-    spec = get_spec(solver)
+    spec = get_registry().get_spec(solver, called=f"{kind}(solver={solver!r})")
     if kind not in spec.kinds:
         able = ", ".join(listing.name for listing in solvers(kind))
         raise ConditionsError(

@@ -96,7 +96,8 @@ class RegisteredForward(Forward):
         if residual.numel() != y.numel():
             raise ConditionsError(
                 f"{self.name} needs as many equations as unknowns; the conditions returned shape "
-                f"{tuple(residual.shape)} for y of shape {tuple(shape.full)}."
+                f"{tuple(residual.shape)} for y0 of shape {tuple(shape.full)}. If args are batched, give y0 "
+                "the same batch dims, for example y0.expand(B, n)."
             )
         return residual.reshape(shape.count, shape.size).to(y.dtype)
 

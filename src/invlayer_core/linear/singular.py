@@ -34,6 +34,8 @@ class Diagnosis(NamedTuple):
 
     singular: Tensor
     condition: Tensor
+    change: Tensor  # h: by how much of itself J changes within the accuracy of y*
+    residual: Tensor  # ‖F(y*)‖∞
     cutoff: Tensor  # singular values of J up to this one cannot be told from zero
 
 
@@ -51,7 +53,7 @@ def _svd(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _inverse_times(svd: tuple[Tensor, Tensor, Tensor], change: Tensor) -> Tensor:
-    """‖J⁻¹ change‖ by columns: the largest entry of |V Σ⁻¹ Uᵀ change| summed over rows."""
+    """‖J⁻¹ change‖, in the Frobenius norm."""
     u, s, vh = svd
     return torch.linalg.matrix_norm(vh.mT @ ((u.mT @ change) / s.unsqueeze(-1)), ord="fro")
 
@@ -94,6 +96,8 @@ def diagnose(
     return Diagnosis(
         singular=exact | (change >= _SINGULAR_CHANGE) | ~blocks.isfinite().all(-1).all(-1),
         condition=torch.nan_to_num(largest / smallest, nan=torch.inf),
+        change=change,
+        residual=residual.abs().amax(-1),
         cutoff=torch.maximum(100.0 * smallest, eps**0.5 * largest),
     )
 

@@ -90,7 +90,7 @@ def solve_blocks(request: SolveRequest) -> BlockSolution:
     if not bool(_functorch.plain(singular).any()):
         return BlockSolution(solution, None)
     if request.singular == "raise" and bool(_functorch.plain(singular & ~unasked).any()):
-        raise _singular_error(_functorch.plain(singular), _functorch.plain(found.condition), request)
+        raise _singular_error(_functorch.plain(singular), found, request)
     return BlockSolution(_answer_singular(request, found, singular, unasked), singular)
 
 
@@ -139,9 +139,16 @@ def _solve_rectangular(request: SolveRequest) -> Tensor:
     )
 
 
-def _singular_error(singular: Tensor, condition: Tensor, request: SolveRequest) -> SingularJacobianError:
+def _singular_error(singular: Tensor, found: Diagnosis, request: SolveRequest) -> SingularJacobianError:
+    condition, change, residual = (
+        _functorch.plain(field).reshape(-1) for field in (found.condition, found.change, found.residual)
+    )
     bad = singular.reshape(-1).nonzero().reshape(-1).tolist()
-    shown = ", ".join(f"sample {i} (condition {float(condition.reshape(-1)[i]):.1e})" for i in bad[:5])
+    shown = ", ".join(
+        f"sample {i} (residual {float(residual[i]):.1e}, condition {float(condition[i]):.1e}, J changes by "
+        f"{float(change[i]):.0%} of itself within the accuracy of y)"
+        for i in bad[:5]
+    )
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     return SingularJacobianError(
         f"the Jacobian of the conditions is singular at the solution of {shown}{more}, of "

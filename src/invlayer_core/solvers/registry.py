@@ -87,13 +87,13 @@ class Registry:
             self._claims[spec.name] = [_Claim(spec, _CALL)]
             self._instances.pop(spec.name, None)
 
-    def get_spec(self, name: str) -> SolverSpec:
-        """See :func:`invlayer_core.get_spec`."""
-        return self._claim(name, "get_spec").spec
+    def get_spec(self, name: str, called: str | None = None) -> SolverSpec:
+        """See :func:`invlayer_core.get_spec`; ``called`` is what the user called, for messages."""
+        return self._claim(name, called or f"get_spec({name!r})").spec
 
     def get_solver(self, name: str) -> Solver:
         """See :func:`invlayer_core.get_solver`."""
-        claim = self._claim(name, "get_solver")
+        claim = self._claim(name, f"get_solver({name!r})")
         if (known := self._instances.get(name)) is not None:
             return known
         # Outside the lock: an adapter may take seconds to import.
@@ -118,18 +118,18 @@ class Registry:
         ]
         return tuple(sorted(rows + failed, key=lambda row: (row.name, row.plugin)))
 
-    def _claim(self, name: str, function: str) -> _Claim:
+    def _claim(self, name: str, called: str) -> _Claim:
         if not isinstance(name, str):
-            raise TypeError(f"{function}({name!r}): a solver's name is a string, such as 'scipy.fsolve'.")
+            raise TypeError(f"{called}: a solver's name is a string, such as 'scipy.fsolve'.")
         with self._lock:
             claims = list(self._claims.get(name, ()))
         if not claims:
-            raise SolverNotFoundError(self._not_found(f"{function}({name!r})", name))
+            raise SolverNotFoundError(self._not_found(called, name))
         if len(claims) > 1:
             installed = [claim.plugin.distribution for claim in claims if claim.plugin is not _CALL]
             disable = " or ".join(f"INVLAYER_DISABLE_PLUGINS={distribution}" for distribution in installed)
             raise SolverConflictError(
-                f"{function}({name!r}): the name is claimed by {_listed(claims)}. Keep one of them: set "
+                f"{called}: the name is claimed by {_listed(claims)}. Keep one of them: set "
                 f"{disable} in the environment, or uninstall the other."
             )
         return claims[0]

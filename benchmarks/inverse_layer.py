@@ -38,7 +38,7 @@ def workload(batch: int, n: int, quick: bool) -> None:
     exact = torch.linalg.solve(transposed, cotangent.unsqueeze(-1)).squeeze(-1)
 
     def layer(**known: object) -> Tensor:
-        solution = inv.inverse(x, lambda x: y.clone(), **known)  # type: ignore[arg-type]
+        solution = inv.inverse(x, lambda _x: y.clone(), **known)  # type: ignore[arg-type]
         return torch.autograd.grad(solution, x, cotangent)[0]
 
     error = float((layer(f=f) - exact).norm() / exact.norm())

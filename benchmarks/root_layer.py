@@ -19,7 +19,7 @@ def workload(n: int, batch: int, quick: bool) -> None:
     def conditions(y: Tensor, theta: Tensor) -> Tensor:
         return y + (y**3) @ a.T - theta
 
-    def jacobian(y: Tensor, theta: Tensor) -> Tensor:
+    def jacobian(y: Tensor, _theta: Tensor) -> Tensor:
         return torch.eye(n) + 3 * a * (y * y).unsqueeze(-2)
 
     def newton_by_hand() -> Tensor:

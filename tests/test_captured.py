@@ -1,6 +1,6 @@
 """Tensors that f uses without being given them: they get their gradients too, or an error names them.
 
-The oracle is y ← x − m(y)/8 repeated: no linear algebra, no implicit function theorem, only torch's own
+The oracle is y ← x − m(y)/16 repeated: no linear algebra, no implicit function theorem, only torch's own
 record of every step.
 """
 
@@ -21,7 +21,7 @@ import invlayer_core as inv
 pytestmark = pytest.mark.usefixtures("float64")
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
-MAX_SWEEPS = 400
+MAX_SWEEPS = 200
 
 
 class Sequence1d(nn.Module):
@@ -101,24 +101,24 @@ def samples(batch: int = 3) -> Tensor:
 
 
 def by_root(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return inv.root(lambda y, x: y + module(y) / 8 - x, torch.zeros_like(x), args=x)
+    return inv.root(lambda y, x: y + module(y) / 16 - x, torch.zeros_like(x), args=x)
 
 
 def by_fixed_point(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return inv.fixed_point(lambda y, x: x - module(y) / 8, torch.zeros_like(x), args=x)
+    return inv.fixed_point(lambda y, x: x - module(y) / 16, torch.zeros_like(x), args=x)
 
 
 def by_opaque_root(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     found = by_sweeps(module, x).detach().numpy()
     solver = inv.from_numpy(lambda *_: found)
-    return inv.root(lambda y, x: y + module(y) / 8 - x, torch.zeros_like(x), args=x, solver=solver)
+    return inv.root(lambda y, x: y + module(y) / 16 - x, torch.zeros_like(x), args=x, solver=solver)
 
 
 def by_sweeps(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The oracle; it goes on for a while after the values have settled, for its derivatives to settle."""
     y, settled = x, 0
     for sweep in range(MAX_SWEEPS):
-        previous, y = y, x - module(y) / 8
+        previous, y = y, x - module(y) / 16
         settled = settled or (sweep if bool((y - previous).abs().max() < 1e-15) else 0)
         if settled and sweep >= 2 * settled:
             return y

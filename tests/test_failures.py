@@ -196,9 +196,6 @@ def test_plain_callable_with_a_wrong_type(result: Any, message: str) -> None:
         inv.root(conditions, y0, args=(s, b), solver=lambda y0, s, b: result(y0))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the shape of what a plain callable returns is not compared with that of y0"
-)
 @pytest.mark.parametrize("shape", [(8, 3), (8,), (2,), (1, 8, 2), (16,)])
 def test_plain_callable_with_a_wrong_shape(shape: tuple[int, ...]) -> None:
     """Even where the conditions hold at what it returned, it is not what y0 asked for."""
@@ -223,7 +220,7 @@ def test_scipy_calls_a_wrong_root_success(solver: str, options: dict[str, Any]) 
     """x² − 2x from x = 1, where the derivative vanishes: SciPy returns 1.01, without a word (scipy#17488)."""
     start = torch.ones(1)
     with pytest.raises(
-        inv.ConvergenceError, match=r"FALSE_CONVERGENCE.* residual 0\.9999, tolerance 2e-06"
+        inv.ConvergenceError, match=r"FALSE_CONVERGENCE.* residual 0\.9999, tolerance 1e-06"
     ) as caught:
         inv.root(lambda x: x**2 - 2 * x, start, solver=solver, options=options)
     info = caught.value.info
@@ -241,17 +238,14 @@ ROOTLESS = {
 }
 
 
-@pytest.mark.parametrize("name", ROOTLESS)
+@pytest.mark.parametrize("f", ROOTLESS.values(), ids=ROOTLESS)
 @pytest.mark.parametrize(
     "solver", ["torch.newton", pytest.param("scipy.root", marks=pytest.mark.plugin("invlayer-scipy"))]
 )
-def test_solution_that_ran_away_is_no_root(name: str, solver: str, request: pytest.FixtureRequest) -> None:
+def test_solution_that_ran_away_is_no_root(f: Any, solver: str) -> None:
     """The residual stays at 0.4 or 1 while y grows without bound: a large y must not excuse it."""
-    if solver == "torch.newton" or name == "atan y = 2":
-        reason = "the tolerance grows with |y|, so a solution that runs away is accepted in the end"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     with pytest.raises(inv.ConvergenceError, match="1 of 1 samples"):
-        inv.root(ROOTLESS[name], torch.tensor([0.3]), solver=solver)
+        inv.root(f, torch.tensor([0.3]), solver=solver)
 
 
 # --- the policies, with two of eight samples failing ----------------------------------------------------
@@ -341,8 +335,8 @@ def test_others_keep_every_bit(solve: Any, cause: float, policy: str) -> None:
     assert torch.equal(together[2], six[2])
     assert torch.equal(together[4], six[4])
     torch.testing.assert_close((together[1], together[3]), (six[1], six[3]), rtol=1e-13, atol=0)
-    for row, sample in enumerate(GOOD):
-        one = alone(solve, cause, sample)
+    for row in (0, 2, 5):
+        one = alone(solve, cause, GOOD[row])
         assert torch.equal(together[0][row], one[0][0])
         assert torch.equal(together[2][row], one[2][0])
         assert torch.equal(together[4][row], one[4][0])
@@ -423,7 +417,6 @@ def test_failed_samples_under_vmap() -> None:
     torch.testing.assert_close(per_sample[GOOD], alone(by_newton, -1.0, *GOOD)[2], rtol=1e-14, atol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="finite args at which F is NaN reach shared gradients as 0 · NaN")
 def test_args_outside_the_domain_keep_shared_gradients_finite() -> None:
     """log of a negative arg: the arg is finite, F and its derivative there are not."""
     s = torch.tensor(2.0, requires_grad=True)
@@ -441,7 +434,6 @@ def test_args_outside_the_domain_keep_shared_gradients_finite() -> None:
     assert float(of_a[1]) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="finite args at which F is NaN reach shared gradients as 0 · NaN")
 def test_unknown_outside_the_domain_of_the_others_args() -> None:
     """Finite y and finite args of a failed sample, at which F has no derivative."""
     s = torch.tensor(2.0, requires_grad=True)
@@ -463,9 +455,6 @@ def test_unknown_outside_the_domain_of_the_others_args() -> None:
     torch.testing.assert_close(of_a, torch.tensor([[0.5], [0.0], [1 / 3]]))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="with no good sample to stand in, F is linearised at zero, where it may be NaN"
-)
 @pytest.mark.parametrize("policy", ["nan", "zero_grad"])
 def test_whole_batch_fails(policy: str) -> None:
     s = torch.tensor(2.0, requires_grad=True)
@@ -479,9 +468,6 @@ def test_whole_batch_fails(policy: str) -> None:
     assert torch.equal(of_a, torch.zeros(3, 1))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="UNVERIFIED counts as a failure beside a failed sample, under on_failure=warn"
-)
 def test_unverifiable_samples_survive_a_failed_neighbour() -> None:
     """With only a Jacobian there is nothing to measure; a neighbour's NaN changes nothing about that."""
     x = torch.tensor([[0.5], [2.0], [0.25]], requires_grad=True)
@@ -638,7 +624,6 @@ def test_polish_takes_a_number_of_steps(polish: Any) -> None:
         polished(polish)
 
 
-@pytest.mark.xfail(strict=True, reason="an error of torch's own, not ConditionsError")
 def test_polish_of_conditions_that_are_not_square_is_refused() -> None:
     x = torch.tensor([[1.0, 2.0]])
     with pytest.raises(inv.ConditionsError, match="2 equations for 3 unknowns"):
@@ -650,25 +635,31 @@ def test_polish_of_conditions_that_are_not_square_is_refused() -> None:
 # --- tolerances -----------------------------------------------------------------------------------------
 
 
-def test_tolerance_is_atol_plus_rtol_times_y() -> None:
-    y = torch.tensor([[100.0], [1.0]])
-    _, info = inv.root(
-        lambda y: y * 0 + 1e-3,
-        y,
-        solver=lambda y: y,
-        atol=1e-4,
-        rtol=1e-5,
-        on_failure="nan",
-        return_info=True,
-    )
-    torch.testing.assert_close(info.tolerance, torch.tensor([1.1e-3, 1.1e-4]))
-    assert info.ok.tolist() == [True, False]
+def judged(y: list[float], slope: float, **tolerances: float) -> list[bool]:
+    """Which of the y are accepted as roots of slope · (y − 1)."""
+    start = torch.tensor(y).unsqueeze(-1)
+    keywords = {"solver": lambda y: y, "on_failure": "nan", "return_info": True, **tolerances}
+    return inv.root(lambda y: slope * (y - 1), start, **keywords)[1].ok.tolist()
+
+
+def test_small_residual_is_accepted() -> None:
+    assert judged([1 + 1e-5, 1 + 1e-3, 5.0], 1e-2) == [True, False, False]
+    assert judged([1 + 1e-5, 1 + 1e-3, 5.0], 1e-2, atol=1e-4) == [True, True, False]
+    assert judged([1 + 1e-5, 1 + 1e-3, 5.0], 1e-2, atol=1.0) == [True, True, True]
+
+
+@pytest.mark.parametrize("slope", [1e3, 1e9])
+def test_residual_that_a_small_change_of_y_explains_is_accepted(slope: float) -> None:
+    """In whatever units F comes: y is right to rtol."""
+    assert judged([1 + 1e-7, 1 + 1e-5, 2.0], slope) == [True, False, False]
+    assert judged([1 + 1e-7, 1 + 1e-5, 2.0], slope, rtol=1e-4) == [True, True, False]
+    assert judged([1 + 1e-7, 1 + 1e-5, 1.0], slope, rtol=0.0, atol=1e-7) == [False, False, True]
 
 
 @pytest.mark.parametrize(("dtype", "default"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
 def test_default_tolerance(dtype: torch.dtype, default: float) -> None:
     _, info = inv.root(lambda y: y - 1, torch.zeros(1, dtype=dtype), return_info=True)
-    assert float(info.tolerance) == pytest.approx(2 * default)
+    assert float(info.tolerance) == pytest.approx(default)
 
 
 def test_info_of_a_good_solve() -> None:

@@ -91,15 +91,7 @@ def test_gradgradcheck_batched(case: Case) -> None:
     assert gradgradcheck(case.layer, with_grad(case.inputs(2)), check_batched_grad=True)
 
 
-@pytest.mark.parametrize(
-    "create_graph",
-    [
-        pytest.param(
-            False, marks=pytest.mark.xfail(strict=True, reason="without create_graph the tangent is lost")
-        ),
-        True,
-    ],
-)
+@pytest.mark.parametrize("create_graph", [False, True])
 def test_backward_at_a_forward_level_carries_a_tangent(case: Case, create_graph: bool) -> None:
     """Hessian-vector products by eager forward-over-reverse, which need no create_graph."""
     inputs, direction = with_grad(case.inputs(2)), [torch.randn_like(tensor) for tensor in case.inputs(2)]

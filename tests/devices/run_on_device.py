@@ -71,6 +71,7 @@ def without_values(device: str) -> str:
 
 
 def main(device: str, names: list[str]) -> None:
+    torch.set_num_threads(1)  # the systems are tiny
     warnings.simplefilter("error", inv.PerformanceWarning)  # a detour that only the device takes is a failure
     register(device)
     wanted = lambda table: {name: table[name] for name in names or table if name in table}  # noqa: E731

@@ -26,7 +26,7 @@ from tests.devices.controls import CONTROLS, REFUSALS
 from tests.devices.scenarios import SCENARIOS, Picard
 
 DEVICE = "fakegpu"
-ON_META = ("newton", "batched_cotangents", "implicit_function", "captured_module", "failed_nan", "func_jvp")
+ON_META = ("newton", "batched_cotangents", "failed_nan")
 CROSSING = ("numpy_serial", "numpy_lockstep", "numpy_function")  # a solver on the other side of the border
 NATIVE = [name for name in SCENARIOS if name not in CROSSING]
 # torch numbers the levels of is_grads_batched per thread, and runs the backward of a device in a thread of

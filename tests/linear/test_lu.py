@@ -52,9 +52,6 @@ def test_needs_pivoting(transpose: bool) -> None:
     torch.testing.assert_close(solve(blocks, rhs, transpose), exact.squeeze(-1))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="eager forward mode: the tangent of the blocks is lost where nothing requires grad"
-)
 @TRANSPOSE
 def test_derivatives_of_both_arguments(transpose: bool) -> None:
     inputs = regular(2, 3).requires_grad_(), torch.randn(2, 3, requires_grad=True)
@@ -190,6 +187,12 @@ BODIES = {
         "error = ((once(rhs + h * rhs) - once(rhs - h * rhs)) / (2 * h) - ours).abs().max()\n"
         "assert float(error) < 1e-5 * float(ours.abs().max()), error"
     ),
+    "mapped nested forward mode": (
+        "layer = lambda a: inv.root(one, torch.zeros(n), args=a)\n"
+        "once = lambda a: torch.func.jvp(layer, (a,), (rhs[1],))[1]\n"
+        "twice = lambda a: torch.func.jvp(once, (a,), (rhs[2],))[1]\n"
+        "check(torch.vmap(twice)(rhs), torch.stack([twice(a) for a in rhs]))"
+    ),
     "damped": (
         "from invlayer_core.linear.singular import damped_solution\n"
         "check(damped_solution(blocks, rhs, 0.0, transpose=False), exact)"
@@ -219,12 +222,9 @@ def test_large_batches_with_two_threads(n: int) -> None:
     run_guarded(n, ALL)
 
 
-HANGS = pytest.mark.xfail(run=False, reason="hangs: lu_factor_ex is called without the guard")
-
-
 @pytest.mark.parametrize(
     "name",
-    ["vmap(grad)", pytest.param("nested forward mode", marks=HANGS), pytest.param("damped", marks=HANGS)],
+    ["vmap(grad)", "nested forward mode", "mapped nested forward mode", "damped"],
 )
 def test_every_way_to_lu_is_guarded(name: str) -> None:
     run_guarded(160, BODIES[name])

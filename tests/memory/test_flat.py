@@ -19,7 +19,7 @@ from torch import Tensor
 import invlayer_core as inv
 
 ITERATIONS = 300
-FEWER = 50  # where an iteration takes long
+FEWER = 30  # where an iteration takes long
 WATCHED = 5  # iterations at the start, and at the end, of which every storage is followed
 
 Step = Callable[[Callable[[], Tensor], tuple[Tensor, ...]], None]
@@ -179,9 +179,7 @@ def test_nothing_outlives_a_solver_that_raises_in_a_sample(how: str) -> None:
 @KEEPS_FRAMES
 def test_nothing_outlives_a_batched_solver_that_raises() -> None:
     x = rand(3, 2)
-    assert not outlives(
-        lambda f: inv.root(f, near(x), x, solver=Breakdown(), on_failure="nan")
-    )
+    assert not outlives(lambda f: inv.root(f, near(x), x, solver=Breakdown(), on_failure="nan"))
 
 
 # --- controls -----------------------------------------------------------------------------------------

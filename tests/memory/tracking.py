@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree
@@ -24,10 +23,8 @@ class Ops(TorchDispatchMode):
     ----------
     count : Counter
         Calls by the name of the op.
-    largest : int
-        Elements of the largest new tensor.
-    large : Counter
-        How many new tensors of each size there were.
+    sizes : Counter
+        How many new storages there were of each number of elements.
     """
 
     def __init__(self) -> None:
@@ -37,12 +34,12 @@ class Ops(TorchDispatchMode):
         self._storages: dict[int, StorageWeakRef] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(leaf) for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         self.count[func.overloadpacket.__name__] += 1
-        for leaf in _pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and id(leaf) not in given:
-                self._note(leaf)
+        given = {_address(tensor) for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(result):
+            if _address(tensor) not in given:  # neither an alias nor written in place
+                self._note(tensor)
         return result
 
     def _note(self, tensor: Tensor) -> None:
@@ -62,24 +59,12 @@ class Ops(TorchDispatchMode):
         return sum(not storage.expired() for storage in self._storages.values())
 
 
-class Tap(torch.autograd.Function):
-    """The identity, counting how often it is evaluated and differentiated."""
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(y: Tensor, counts: Counter[str]) -> Tensor:
-        counts["f"] += 1
-        return y.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.counts = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
-        ctx.counts["vjp"] += 1
-        return cotangent * 1.0, None
+def _address(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def tensors_alive() -> int:

@@ -194,11 +194,11 @@ def solve_recorded(blocks: Tensor, rhs: Tensor) -> Tensor:
     (``torch.linalg.solve`` is wrong under jacrev of jacfwd, and ``lu_solve`` with several batch dimensions:
     seen in torch 2.13.)
     """
-    if _is_broken_here(blocks):
-        # One matrix at a time: autograd may come back to this in any thread.
-        flat, right = blocks.reshape(-1, *blocks.shape[-2:]), rhs.reshape(-1, rhs.shape[-1])
-        rows = [solve_recorded(one, row) for one, row in zip(flat.unbind(), right.unbind(), strict=True)]
-        return torch.stack(rows).reshape(rhs.shape)
+    if blocks.device.type == "cpu" and blocks.shape[-1] >= _BROKEN_SIZE and torch.get_num_threads() > 1:
+        # QR where batched LU may be broken: mapped dimensions do not show, and autograd may come back to this
+        # in any thread, so that neither the batch nor the number of threads can be relied on.
+        q, r = torch.linalg.qr(blocks)
+        return torch.linalg.solve_triangular(r, q.mT @ rhs.unsqueeze(-1), upper=True).squeeze(-1)
     permutation, lower, upper = torch.lu_unpack(*torch.linalg.lu_factor_ex(blocks)[:2])
     x = permutation.mT @ rhs.unsqueeze(-1)
     x = torch.linalg.solve_triangular(lower, x, upper=False, unitriangular=True)

@@ -145,8 +145,8 @@ def _singular_error(singular: Tensor, found: Diagnosis, request: SolveRequest) -
     )
     bad = singular.reshape(-1).nonzero().reshape(-1).tolist()
     shown = ", ".join(
-        f"sample {i} (residual {float(residual[i]):.1e}, condition {float(condition[i]):.1e}, J changes by "
-        f"{float(change[i]):.0%} of itself within the accuracy of y)"
+        f"sample {i} (residual {float(residual[i]):.1e}, condition {float(condition[i]):.1e}, "
+        f"{_how_singular(float(change[i]))})"
         for i in bad[:5]
     )
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
@@ -157,6 +157,12 @@ def _singular_error(singular: Tensor, found: Diagnosis, request: SolveRequest) -
         "Accepted are regular samples; or choose what a singular one should give: "
         "adjoint=Implicit(singular='lstsq' | 'damped' | 'nan' | 'zero')."
     )
+
+
+def _how_singular(change: float) -> str:
+    if change == float("inf"):
+        return "not invertible to rounding"
+    return f"J changes by {change:.0%} of itself within the accuracy of y"
 
 
 def _nan_origin(request: SolveRequest) -> str:

@@ -141,6 +141,18 @@ def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _unmap(tensor: Tensor) -> Tensor:
+    """``tensor`` with the dimension that autograd maps in front.
+
+    Its level cannot be asked for: torch counts levels per thread, and a device has a backward thread of its
+    own. A level that is not the tensor's leaves it mapped.
+    """
+    level = 1
+    while is_mapped_by_autograd(unmapped := torch._remove_batch_dim(tensor, level, 1, 0)):
+        level += 1
+    return unmapped
+
+
 def plain(tensor: Tensor) -> Tensor:
     """The values behind a wrapped tensor, mapped dimensions first (outermost first), without gradient."""
     while True:
@@ -150,8 +162,6 @@ def plain(tensor: Tensor) -> Tensor:
             if batch_dim >= 0:
                 tensor = tensor.movedim(batch_dim, 0)
         elif is_mapped_by_autograd(tensor):
-            level = torch._C._vmapmode_increment_nesting() - 1
-            torch._C._vmapmode_decrement_nesting()
-            tensor = torch._remove_batch_dim(tensor, level, 1, 0)
+            tensor = _unmap(tensor)
         else:
             return tensor.detach()

@@ -31,7 +31,6 @@ CROSSING = ("numpy_serial", "numpy_lockstep", "numpy_function")  # a solver on t
 NATIVE = [name for name in SCENARIOS if name not in CROSSING]
 # torch numbers the levels of is_grads_batched per thread, and runs the backward of a device in a thread of
 # its own: _functorch.plain then asks for level 0 instead of 1. The CPU, and meta, need no other thread.
-BROKEN = {"batched_cotangents": "is_grads_batched through a layer fails in the backward thread of a device"}
 
 
 def run(device: str, *names: str) -> dict[str, Any]:
@@ -63,11 +62,7 @@ def assert_as_on_the_cpu(outcome: dict[str, Any], device: str) -> None:
     assert all(outcome["equal"])
 
 
-def expected_to_fail(name: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xfail(reason=BROKEN[name])] if name in BROKEN else []
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=expected_to_fail(name)) for name in SCENARIOS])
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_runs_on_the_device_as_on_the_cpu(report: dict[str, Any], name: str) -> None:
     """No mismatch, outputs and gradients on the device, the same numbers."""
     assert_as_on_the_cpu(report[name], DEVICE)

@@ -160,12 +160,6 @@ def test_nothing_outlives_a_singular_jacobian() -> None:
     assert not outlives(run)
 
 
-KEEPS_FRAMES = pytest.mark.xfail(
-    reason="an exception kept with its sample keeps the frames that it went through, and they keep it"
-)
-
-
-@KEEPS_FRAMES
 @pytest.mark.parametrize("how", ["serial", "lockstep"])
 def test_nothing_outlives_a_solver_that_raises_in_a_sample(how: str) -> None:
     x = rand(3, 2)
@@ -176,7 +170,6 @@ def test_nothing_outlives_a_solver_that_raises_in_a_sample(how: str) -> None:
     assert not outlives(run)
 
 
-@KEEPS_FRAMES
 def test_nothing_outlives_a_batched_solver_that_raises() -> None:
     x = rand(3, 2)
     assert not outlives(lambda f: inv.root(f, near(x), x, solver=Breakdown(), on_failure="nan"))

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invlayer_core.execution.outcome import Outcome, claimed_status, is_programming_error, message_of
+from invlayer_core.execution.outcome import (
+    Outcome,
+    claimed_status,
+    is_programming_error,
+    message_of,
+    without_frames,
+)
 from invlayer_core.solvers.contract import BatchProblem, Solver, SolverResult, Status
 
 __all__ = ["run_batched"]
@@ -24,7 +30,7 @@ def run_batched(solver: Solver, problem: BatchProblem, y0: Tensor, options: Mapp
     except Exception as error:
         if is_programming_error(error):
             raise
-        return _failed(y0, Status.SOLVER_ERROR, f"{type(error).__name__}: {error}", error)
+        return _failed(y0, Status.SOLVER_ERROR, f"{type(error).__name__}: {error}", without_frames(error))
     if not isinstance(result, SolverResult):
         return _failed(
             y0, Status.WRONG_SHAPE, f"solve() returned {type(result).__name__}, not a SolverResult."

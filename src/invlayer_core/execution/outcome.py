@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,7 +12,7 @@ from torch import Size, Tensor
 from invlayer_core.errors import ConditionsError
 from invlayer_core.solvers.contract import SolverResult, Status
 
-__all__ = ["Outcome", "claimed_status", "is_programming_error"]
+__all__ = ["Outcome", "claimed_status", "is_programming_error", "message_of", "without_frames"]
 
 
 @final
@@ -56,6 +57,12 @@ def claimed_status(success: Any, count: int, device: torch.device) -> Tensor:
 def is_programming_error(error: BaseException) -> bool:
     """Whether an exception speaks of wrong code or options rather than of a hard sample."""
     return isinstance(error, (TypeError, NameError, AttributeError, ImportError, ConditionsError))
+
+
+def without_frames(error: Exception) -> Exception:
+    """``error`` with its traceback as text: the frames themselves would keep the whole call alive."""
+    error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+    return error.with_traceback(None)
 
 
 def message_of(result: SolverResult) -> str:

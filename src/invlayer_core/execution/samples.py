@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from invlayer_core.execution.outcome import Outcome, is_programming_error, message_of
+from invlayer_core.execution.outcome import Outcome, is_programming_error, message_of, without_frames
 from invlayer_core.solvers.contract import BatchProblem, SampleProblem, Solver, SolverResult, Status
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class SampleRecord:
         try:
             result = solve()
         except Exception as error:  # a failing sample is data: kept, reported, and isolated
-            self.errors.append(error)
+            self.errors.append(without_frames(error))
             self._fail(index, Status.SOLVER_ERROR, f"{type(error).__name__}: {error}")
             return
         wrong = _what_is_wrong(result, self.rows.shape[-1])

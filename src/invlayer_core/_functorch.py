@@ -28,7 +28,6 @@ __all__ = [
     "level_of",
     "own_saved_tensors",
     "plain",
-    "reverse_mode_depth",
     "revive",
     "transform_depth",
     "with_cached_signature",
@@ -82,11 +81,6 @@ def transform_depth() -> int:
 def forward_mode_depth() -> int:
     """How many forward-mode transforms are nested."""
     return _interpreter_names().count("Jvp")
-
-
-def reverse_mode_depth() -> int:
-    """How many reverse-mode transforms are nested."""
-    return _interpreter_names().count("Grad")
 
 
 def is_wrapped(tensor: Tensor) -> bool:

@@ -90,10 +90,9 @@ def test_torch_func_equals_lu(method: inv.linear.Krylov, transform) -> None:  # 
     torch.testing.assert_close(ours, exact, rtol=1e-8, atol=1e-8)
 
 
-def test_nested_reverse_transforms_take_lu_and_say_so() -> None:
+def test_nested_reverse_transforms() -> None:
     a, t, _ = symmetric_problem()
-    with pytest.warns(inv.PerformanceWarning, match=r"GMRES.*2 nested reverse transforms.*LU was taken"):
-        ours = jacrev(jacrev(lambda t: layer(inv.linear.GMRES(), a, t).pow(2).sum()))(t)
+    ours = jacrev(jacrev(lambda t: layer(inv.linear.GMRES(), a, t).pow(2).sum()))(t)
     exact = hessian(lambda t: layer(inv.linear.LU(), a, t).pow(2).sum())(t)
     torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-10)
 

@@ -12,7 +12,7 @@ differentiates y*(θ) in it by the same rule, so derivatives of every order are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
@@ -22,7 +22,7 @@ from invlayer_core import _functorch
 from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.rule import ImplicitRule
 from invlayer_core.conditions.system import System
-from invlayer_core.errors import ConditionsError, PerformanceWarning, SingularJacobianError, warn_user
+from invlayer_core.errors import ConditionsError, SingularJacobianError
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.linear.lu import solve_recorded
@@ -97,7 +97,7 @@ class Implicit(Adjoint):
     def attach(self, system: System, y: Tensor, dead: Tensor | None, dead_value: float) -> Tensor:
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)
-        rule = ImplicitRule(self._able_to_nest(system, y), system, dead_value)
+        rule = ImplicitRule(self, system, dead_value)
         theta = system.theta
         if torch._C._len_torch_function_stack():
             # Inside the conditions of an outer layer, which may be watching or swapping tensors: the
@@ -105,19 +105,6 @@ class Implicit(Adjoint):
             theta = tuple(tensor.view_as(tensor) for tensor in theta)
         result: Tensor = _functorch.apply(_ImplicitFunction, rule, y, dead, *theta)
         return result
-
-    def _able_to_nest(self, system: System, y: Tensor) -> Implicit:
-        """Dense blocks where torch cannot differentiate a vjp inside a vjp inside a custom function."""
-        method = self.method(system.shape, y.dtype)
-        if not isinstance(method, Krylov) or _functorch.reverse_mode_depth() < 2:
-            return self
-        warn_user(
-            f"{method} was asked for under {_functorch.reverse_mode_depth()} nested reverse transforms of "
-            "torch.func, where only dense Jacobian blocks can be differentiated: LU was taken. Plain double "
-            "backward, and forward over reverse (torch.func.hessian), stay matrix-free.",
-            PerformanceWarning,
-        )
-        return replace(self, linear_solver=LU())
 
     def _attach_by_newton(self, system: System, y: Tensor, dead: Tensor | None) -> Tensor:
         """Newton steps recorded by torch, for nested forward mode.

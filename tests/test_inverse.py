@@ -197,11 +197,9 @@ def test_exactly_one_of_f_and_jacobian(keywords: dict[str, Any], message: str) -
 
 
 @pytest.mark.parametrize("how", ["callable", "tensor"])
-@pytest.mark.parametrize("shape", [(3, 2, 2), (1, 1), (3, 1), (2, 1, 1)])
+@pytest.mark.parametrize("shape", [(3, 2, 2), (1, 1), (2, 1, 1)])
 def test_jacobian_of_a_wrong_shape(shape: tuple[int, ...], how: str) -> None:
     wrong = torch.ones(shape) if how == "tensor" else lambda y: torch.ones(shape)
-    if shape == (3, 1):
-        pytest.skip("three numbers for three 1×1 blocks: nothing else it could mean")
     x = SCALARS.clone().requires_grad_()
     y = inv.inverse(x, torch.asin, jacobian=wrong)
     with pytest.raises(
@@ -364,24 +362,15 @@ def test_weakly_coupled_f_is_refused(weight: float) -> None:
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 4])
-def test_samples_coupled_in_pairs_are_refused_or_right(period: int) -> None:
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_samples_coupled_in_pairs_are_refused(period: int, create_graph: bool) -> None:
     """Equal samples and an even cotangent hide nothing."""
     y = torch.tensor([[0.5, -0.3]]).expand(8, 2).clone()
     f = lambda y: y**3 + y + 0.1 * y.roll(period, 0) ** 2  # noqa: E731
-
-    def second(event_dims: int) -> tuple[Tensor, ...]:
-        x = f(y).requires_grad_()
-        ours = inv.inverse(x, lambda x: y, f=f, event_dims=event_dims)
-        (first,) = torch.autograd.grad(ours.sum(), x, create_graph=True)
-        return first.detach(), torch.autograd.grad(first.pow(2).sum(), x)[0]
-
-    expected = second(2)
-    try:
-        ours = second(1)
-    except inv.ConditionsError as error:
-        assert "mix the samples" in str(error)  # noqa: PT017 (either outcome is fine)
-    else:
-        torch.testing.assert_close(ours, expected)
+    x = f(y).requires_grad_()
+    ours = inv.inverse(x, lambda x: y, f=f)
+    with pytest.raises(inv.ConditionsError, match="mix the samples"):
+        torch.autograd.grad(ours.sum(), x, create_graph=create_graph)
 
 
 def test_coupled_f_as_one_system() -> None:

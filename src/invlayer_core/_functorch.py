@@ -26,6 +26,7 @@ __all__ = [
     "is_mapped_by_autograd",
     "is_wrapped",
     "level_of",
+    "mapped_first",
     "own_saved_tensors",
     "plain",
     "revive",
@@ -119,6 +120,11 @@ def revive(tensors: Sequence[Any]) -> list[Any]:
     a level that no longer exists, or that has been given to another transform since.
     """
     return [_C.unwrap_if_dead(t) if isinstance(t, Tensor) else t for t in tensors]
+
+
+def mapped_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """``tensor`` with its mapped dimension in front, where it is one more batch dimension."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 @contextmanager

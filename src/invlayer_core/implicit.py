@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class Settings:
     return_info: bool = False
 
     def __post_init__(self) -> None:
-        accepted = ("raise", "warn", "nan", "zero_grad")
+        accepted = get_args(OnFailure)
         if self.on_failure not in accepted:
             raise ConditionsError(
                 f"on_failure={self.on_failure!r}: accepted are {', '.join(map(repr, accepted))}."
@@ -86,7 +86,7 @@ class Settings:
             raise ConditionsError(
                 f"adjoint={self.adjoint!r}: accepted is an instance from inv.adjoints, such as Implicit()."
             )
-        if self.batch not in ("auto", "serial", "lockstep"):
+        if self.batch not in get_args(BatchMode):
             raise ConditionsError(f"batch={self.batch!r}: accepted are 'auto', 'serial' and 'lockstep'.")
         if not isinstance(self.event_dims, int) or self.event_dims < 0:
             raise ConditionsError(f"event_dims={self.event_dims!r}: accepted is an integer >= 0.")
@@ -137,13 +137,13 @@ def solve_implicitly(
         y, claimed, outcome = run_forward(forward, tensors)
     system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
     with _functorch.own_saved_tensors():
-        system, residual = _certify(system, y, find=captured is None)
+        system, residual = _certify(system, y, find=captured is None and torch.is_grad_enabled())
     steps = None
     if settings.polish:
         with outside_inference_mode(), _functorch.own_saved_tensors():
             y, residual, steps = polish(system, y, residual, settings.polish)
-    measured = _per_sample(system, residual) if measurable else None
-    flat, beside = _per_sample(system, y), None
+    measured = system.shape.vectors(residual) if measurable else None
+    flat, beside = system.shape.vectors(y), None
     holds = measured is not None and all_hold(flat, measured, settings.atol)
     if holds and not settings.return_info:
         return Solution(_attach(system, y, None, settings), None, outcome)  # no one asked for more
@@ -159,18 +159,14 @@ def solve_implicitly(
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
     """The tensors that F captures, from one evaluation at ``y``."""
-    known = [y.detach(), *(tensor.detach() for tensor in system.theta)]
-    evaluate = lambda: system.residual(known[0], known[1:])  # noqa: E731
-    residual, captured = evaluate_and_capture(evaluate, known, system.function)
-    system.check_residual(residual)
-    return captured
+    return _certify(system, y.detach(), find=True)[0].captured
 
 
 def _certify(system: System, y: Tensor, *, find: bool) -> tuple[System, Tensor]:
     """F(y*, θ) once; the same evaluation tells whether F captures tensors."""
     known = [y, *(tensor.detach() for tensor in system.theta)]
     evaluate = lambda: system.residual(known[0], known[1:])  # noqa: E731
-    if find and torch.is_grad_enabled():
+    if find:
         residual, captured = evaluate_and_capture(evaluate, known, system.function)
         system = system.with_captured(captured)
     else:
@@ -180,17 +176,11 @@ def _certify(system: System, y: Tensor, *, find: bool) -> tuple[System, Tensor]:
     return system, residual.detach()
 
 
-def _per_sample(system: System, tensor: Tensor) -> Tensor:
-    """One vector per sample: ``(*batch, m)``."""
-    batch = system.shape.batch
-    return tensor.reshape(*batch, tensor.shape[len(batch) :].numel())
-
-
 def _residual_beside(system: System, flat: Tensor) -> Tensor:
     """F at another point, without gradient: how large a residual a small error of y* makes."""
     with torch.no_grad():
         theta = [tensor.detach() for tensor in system.theta]
-        return _per_sample(system, system.residual(flat.reshape(system.shape.full), theta))
+        return system.shape.vectors(system.residual(flat.reshape(system.shape.full), theta))
 
 
 def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None) -> SolveInfo:

@@ -74,8 +74,7 @@ def _newton_step(system: System, y: Tensor, residual: Tensor) -> Tensor:
 
 def _size(system: System, residual: Tensor) -> Tensor:
     """‖F‖∞ of every sample, ``(*batch,)``."""
-    batch = system.shape.batch
-    return residual.reshape(*batch, residual.shape[len(batch) :].numel()).abs().amax(-1)
+    return system.shape.vectors(residual).abs().amax(-1)
 
 
 def _like(mask: Tensor, tensor: Tensor) -> Tensor:

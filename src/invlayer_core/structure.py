@@ -72,6 +72,10 @@ class SystemShape:
         """n, the number of unknowns of one system."""
         return self.event.numel()
 
+    def vectors(self, tensor: Tensor) -> Tensor:
+        """``(*batch, ...)`` with one vector per sample: ``(*batch, m)``."""
+        return tensor.reshape(*self.batch, tensor.shape[len(self.batch) :].numel())
+
     def mapped(self, size: int) -> SystemShape:
         """The shape with one more leading batch dim."""
         return SystemShape(Size((size, *self.batch)), self.event)

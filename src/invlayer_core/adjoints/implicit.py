@@ -13,7 +13,7 @@ differentiates y*(θ) in it by the same rule, so derivatives of every order are 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ __all__ = ["Implicit"]
 
 _DENSE_LIMIT = 2**30  # bytes of Jacobian blocks
 
-_POLICIES = ("raise", "lstsq", "damped", "nan", "zero")
+_POLICIES = get_args(SingularPolicy)
 
 
 @final

@@ -229,12 +229,8 @@ class _OpaqueSolve(torch.autograd.Function):
         dims = in_dims[2:]
         mapped = forward.mapped(info.batch_size, dims)
         if isinstance(forward, RegisteredForward):
-            tensors = (_with_leading(tensors[0], dims[0], info.batch_size), *tensors[1:])
+            tensors = (_functorch.mapped_first(tensors[0], dims[0], info.batch_size), *tensors[1:])
         return _OpaqueSolve.apply(mapped, record, *tensors), (0, 0)
-
-
-def _with_leading(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Outcome]:

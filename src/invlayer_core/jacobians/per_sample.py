@@ -37,11 +37,13 @@ def per_sample_blocks(linearization: Linearization, *, check: bool = False, unev
         If ``check`` finds that the conditions mix samples.
     """
     system, y, theta = linearization.system, linearization.y, linearization.theta
-    if check:
-        refuse_coupled(linearization)
     if system.jacobian is not None:
+        if check:
+            refuse_coupled(linearization)
         with torch.enable_grad():
             return system.analytic_jacobian(y, theta)
+    if check:
+        return to_blocks(_independent_rows(linearization), system.shape.batch, system.shape.size)
     return blocks_by_rows(linearization, uneven=uneven)
 
 
@@ -59,15 +61,22 @@ def blocks_by_rows(linearization: Linearization, *, uneven: bool = False) -> Ten
 
 def refuse_coupled(linearization: Linearization) -> None:
     """Raise ``ConditionsError`` if the conditions mix the samples of the batch."""
+    if linearization.system.shape.count > 1:
+        _independent_rows(linearization)
+
+
+def _independent_rows(linearization: Linearization) -> Tensor:
+    """The rows of the blocks, ``(m, *batch, *event)``, from a pass that also shows whether samples mix."""
     shape, residual_shape = linearization.system.shape, linearization.value.shape
-    if shape.count < 2:
-        return
     basis = cotangent_basis(residual_shape, shape.batch, linearization.value)
+    if shape.count < 2:
+        return linearization.rows(basis)
     m = basis.shape[0]
     samples, equations = probe_weights(shape.batch, m, linearization.value)
     probe = (samples.unsqueeze(-1) * equations).reshape(1, *residual_shape)
-    rows = linearization.rows(torch.cat([basis, probe])).detach()
-    flat = rows.reshape(m + 1, shape.count, shape.size)
+    rows = linearization.rows(torch.cat([basis, probe]))
+    flat = rows.detach().reshape(m + 1, shape.count, shape.size)
     coupled = check_independent(flat[:-1], samples, equations, flat[-1])
     if bool(_functorch.plain(coupled).any()):
         raise coupled_error(shape.batch, len(shape.event))
+    return rows[:-1]

@@ -83,10 +83,7 @@ def _mapped_first(tensors: Sequence[Tensor], dims: Sequence[int | None], size: i
 
     With torch's own rule ``lu_solve`` sees several batch dimensions, and is wrong there; see ``_Solve``.
     """
-    return [
-        tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        for tensor, dim in zip(tensors, dims, strict=True)
-    ]
+    return [_functorch.mapped_first(t, dim, size) for t, dim in zip(tensors, dims, strict=True)]
 
 
 @final

@@ -135,7 +135,8 @@ def solve_implicitly(
     """
     with outside_inference_mode():
         y, claimed, outcome = run_forward(forward, tensors)
-    system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
+    shape = SystemShape.of(y, settings.event_dims)
+    system = System(conditions, arguments, shape, captured or (), jacobian, measurable)
     with _functorch.own_saved_tensors():
         system, residual = _certify(system, y, find=captured is None and torch.is_grad_enabled())
     steps = None

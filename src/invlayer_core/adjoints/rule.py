@@ -215,7 +215,7 @@ def pull_at_once(
         return None
     rhs = flat.neg() if weights is None else flat * -weights
     solution = lu_solve(blocks, rhs, lu_factor(blocks.detach()), transpose=True)
-    pulled = linearization.pullback(solution, wanted)
+    pulled = linearization.pullback(solution, wanted, check=linearization.system.measurable)
     with torch.no_grad():
         back = (blocks.mT @ solution.unsqueeze(-1)) if pulled.y is None else pulled.y
         size = _largest(flat)

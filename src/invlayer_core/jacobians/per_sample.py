@@ -55,8 +55,11 @@ def weighed_blocks(linearization: Linearization) -> tuple[Tensor, Tensor | None]
     """
     system = linearization.system
     if system.jacobian is not None:
+        y, theta = linearization.y, linearization.theta
+        if not linearization.differentiable:  # nothing to record
+            y, theta = y.detach(), [tensor.detach() for tensor in theta]
         with torch.enable_grad():
-            return system.analytic_jacobian(linearization.y, linearization.theta), None
+            return system.analytic_jacobian(y, theta), None
     shape, value = system.shape, linearization.value
     basis = cotangent_basis(value.shape, shape.batch, value)
     if shape.count < 2:

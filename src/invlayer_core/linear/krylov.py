@@ -144,7 +144,7 @@ def _cycle(
 
 @final
 class _Basis:
-    """Orthonormal vectors ``(B, k, n)``, growing in place; by copy under a transform, where torch forbids that."""
+    """Orthonormal vectors ``(B, k, n)``, growing in place; by copy where a transform forbids that."""
 
     def __init__(self, first: Tensor, most: int) -> None:
         self.last, self._count = first, 1

@@ -215,9 +215,7 @@ def _bury(
     return y, dead
 
 
-def _attach(
-    system: System, y: Tensor, dead: Tensor | None, settings: Settings, outcome: Outcome
-) -> Tensor:
+def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings, outcome: Outcome) -> Tensor:
     if not _needs_derivative(system):
         return y
     factors = () if _functorch.is_active() else handed_factors(outcome.aux, system.shape.count)

@@ -85,7 +85,7 @@ class Implicit(Adjoint):
         if self.linear_solver != "auto" and not isinstance(self.linear_solver, LinearSolver):
             raise ConditionsError(
                 f"Implicit(linear_solver={self.linear_solver!r}): accepted are 'auto', an instance from "
-                "inv.linear, such as GMRES(), and the name of a registered linear solver, such as 'scipy.splu'."
+                "inv.linear, such as GMRES(), or a registered linear solver's name, such as 'scipy.splu'."
             )
         if isinstance(self.linear_solver, (Krylov, SparseLU)) and self.singular in ("lstsq", "damped"):
             raise ConditionsError(

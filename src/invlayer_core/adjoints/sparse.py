@@ -1,9 +1,9 @@
 """The linear solve of the two rules with a sparse J, differentiable to every order.
 
-As without a matrix (``linear/matrix_free.py``): the solution x of A x = b, A = J or Jᵀ at (y, θ), is a root of
-A(y, θ) x − b, and the implicit adjoint differentiates it by (y, θ, b). Its own Jacobian is A again, so that
-every order is solved with the factors of the first. What is differentiated is F, not the pattern's values: a
-pattern may name the non-zeros at y* alone, and second derivatives are still exact.
+As without a matrix (``linear/matrix_free.py``): the solution x of A x = b, A = J or Jᵀ at (y, θ), is a root
+of A(y, θ) x − b, and the implicit adjoint differentiates it by (y, θ, b). Its own Jacobian is A again, so
+that every order is solved with the factors of the first. What is differentiated is F, not the pattern's
+values: a pattern may name the non-zeros at y* alone, and second derivatives are still exact.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _relinearize(system: System, point: Sequence[Tensor]) -> Linearization:
 
 
 _MAPPED = (
-    "autograd.grad(..., is_grads_batched=True, create_graph=True) through SparseLU: torch would drop the graph "
-    "of the result without a word. Accepted are torch.func (jacrev, vmap), which maps and records at once, or "
-    "create_graph=False."
+    "autograd.grad(..., is_grads_batched=True, create_graph=True) through SparseLU: torch would drop the "
+    "graph of the result without a word. Accepted are torch.func (jacrev, vmap), which maps and records at "
+    "once, or create_graph=False."
 )

@@ -20,7 +20,7 @@ class Colouring(NamedTuple):
     """The colour of every vertex, ``(size,)``, and how many colours there are."""
 
     colours: Tensor
-    count: int
+    number: int
 
 
 def colour_groups(vertices: Tensor, nets: Tensor, size: int) -> Colouring:

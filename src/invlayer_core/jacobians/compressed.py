@@ -33,7 +33,9 @@ def pull(linearization: Linearization, cotangent: Tensor) -> Tensor:
 def push(linearization: Linearization, tangent: Tensor) -> Tensor:
     """``J tangent``, ``(B, n) -> (B, m)``, also of conditions that do not depend on y at all."""
     if _is_constant(linearization):
-        return linearization.value.new_zeros(tangent.shape[0], linearization.value.numel() // tangent.shape[0])
+        return linearization.value.new_zeros(
+            tangent.shape[0], linearization.value.numel() // tangent.shape[0]
+        )
     return linearization.push_y(tangent)
 
 
@@ -107,7 +109,7 @@ def _columns_are_cheaper(pattern: SparsityPattern) -> bool:
     in_column, in_row = int(pattern.cols.bincount().max()), int(pattern.rows.bincount().max())
     if in_column <= 4 * in_row:
         return False
-    return pattern.row_colouring.count > 2 * pattern.column_colouring.count
+    return pattern.row_colouring.number > 2 * pattern.column_colouring.number
 
 
 def _by_columns(linearization: Linearization, pattern: SparsityPattern, rows: Tensor, cols: Tensor) -> Tensor:

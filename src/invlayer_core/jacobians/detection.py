@@ -46,14 +46,15 @@ def detect_sparsity(
         What f depends on besides y.
     method : {"probe", "nan"}
         ``"probe"`` pulls groups of equations back through f, at y and at a point beside it, and halves them:
-        some log n passes for a stencil, up to about n where every equation depends on much. It *misses* an entry that is zero at both points by accident, such as behind a branch not taken there
-        (``relu``, ``where``, ``max``). It reports no structural zeros, and works for every f that autograd
-        can differentiate.
+        some log n passes for a stencil, up to about n where every equation depends on much. It *misses* an
+        entry that is zero at both points by accident, such as behind a branch not taken there (``relu``,
+        ``where``, ``max``). It reports no structural zeros, and works for every f that autograd can
+        differentiate.
 
-        ``"nan"`` puts NaN into one unknown after the other and looks where it arrives: n evaluations of f. It *misses* what a
-        comparison decides (``where(y > 0, ...)``) and what ``nan_to_num`` removes. It *over-reports* products
-        with zero (a dense matrix that holds zeros) and sums over more than is used (FFT): still right, but
-        more colours than need be.
+        ``"nan"`` puts NaN into one unknown after the other and looks where it arrives: n evaluations of f.
+        It *misses* what a comparison decides (``where(y > 0, ...)``) and what ``nan_to_num`` removes. It
+        *over-reports* products with zero (a dense matrix that holds zeros) and sums over more than is used
+        (FFT): still right, but more colours than need be.
 
         A missed entry does not go unnoticed where it matters: SparseLU compares its values with a generic
         pullback each time it factorises.
@@ -128,7 +129,9 @@ def _non_zeros(linearization: Linearization, equations: int) -> tuple[Tensor, Te
         part = torch.arange(equations) % length // (length // parts)
         keys, order = torch.sort(colours[groups] * size + unknowns)
         found = []
-        for first, pulled in pulled_chunks(linearization, colours[group] * parts + part, count * parts, weights):
+        for first, pulled in pulled_chunks(
+            linearization, colours[group] * parts + part, count * parts, weights
+        ):
             pulled_group, unknown = _reached(pulled)
             pulled_group = pulled_group + first
             key = pulled_group // parts * size + unknown
@@ -142,7 +145,7 @@ def _non_zeros(linearization: Linearization, equations: int) -> tuple[Tensor, Te
 
 
 def _reached(pulled: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of ``(k, B, n)`` is not zero in any sample, NaN included; mapped dimensions are joined likewise."""
+    """Which of ``(k, B, n)`` is not zero (or NaN) in some sample, mapped dimensions being further samples."""
     plain = _functorch.plain(pulled)
     group, unknown = (plain != 0).reshape(-1, *pulled.shape).any(0).any(1).nonzero(as_tuple=True)
     return group.cpu(), unknown.cpu()
@@ -167,6 +170,4 @@ def _spread_of_nan(system: System, y: Tensor, theta: list[Tensor]) -> SparsityPa
         rows.append(row)
         cols.append(torch.full_like(row, unknown))
     empty = torch.zeros(0, dtype=torch.int64)
-    return SparsityPattern(
-        torch.cat([empty, *rows]), torch.cat([empty, *cols]), (blank.shape[1], shape.size)
-    )
+    return SparsityPattern(torch.cat([empty, *rows]), torch.cat([empty, *cols]), (blank.shape[1], shape.size))

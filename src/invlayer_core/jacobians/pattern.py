@@ -40,7 +40,7 @@ class SparsityPattern:
     --------
     >>> import torch
     >>> pattern = SparsityPattern.of(torch.eye(3, dtype=torch.bool))
-    >>> pattern.nnz, pattern.row_colouring.count
+    >>> pattern.nnz, pattern.row_colouring.number
     (3, 1)
     """
 
@@ -50,7 +50,10 @@ class SparsityPattern:
 
     def __post_init__(self) -> None:
         shape = _checked_shape(self.shape)
-        rows, cols = _checked_indices("rows", self.rows, shape[0]), _checked_indices("cols", self.cols, shape[1])
+        rows, cols = (
+            _checked_indices("rows", self.rows, shape[0]),
+            _checked_indices("cols", self.cols, shape[1]),
+        )
         if rows.shape != cols.shape:
             raise ConditionsError(
                 f"SparsityPattern: rows has {rows.numel()} entries and cols {cols.numel()}; accepted is one "
@@ -140,7 +143,7 @@ class SparsityPattern:
         )
 
     def __hash__(self) -> int:
-        # Positions times entries: two patterns of one size rarely agree in it, and equality has the last word.
+        # Two patterns of one size rarely agree in this sum, and equality has the last word.
         position = torch.arange(1, self.nnz + 1)
         return hash((self.shape, self.nnz, int((position * (self.rows + 3 * self.cols)).sum())))
 

@@ -31,8 +31,9 @@ class SparseLU(LinearSolver):
     Parameters
     ----------
     pattern : SparsityPattern or Tensor, optional
-        Where the Jacobian of one system can be non-zero; a sparse tensor or a dense bool one will do. Without
-        it, it is detected anew in every call; :func:`~invlayer_core.jacobians.detect_sparsity` does that once.
+        Where the Jacobian of one system can be non-zero; a sparse tensor or a dense bool one will do. If it
+        is left out, it is detected anew in every call, which
+        :func:`~invlayer_core.jacobians.detect_sparsity` does once.
     solver : str or SparseDirectSolver
         A registered sparse direct solver (:func:`invlayer_core.linear_solvers` lists them), or an instance.
     options : mapping

@@ -56,7 +56,9 @@ def degenerate(
     steps += [apply(noise, False), apply(noise * torch.sign(directions[0]), False)]
     worst = torch.zeros_like(x.norm(dim=-1)).reshape(directions.shape[:-1])
     for step in steps:
-        moved = linearize(system, (flat + torch.nan_to_num(step, 0.0, 0.0, 0.0)).reshape(system.shape.full), theta)
+        moved = linearize(
+            system, (flat + torch.nan_to_num(step, 0.0, 0.0, 0.0)).reshape(system.shape.full), theta
+        )
         changes = [_change(linearization, moved, each, apply, transpose) for each in directions]
         worst = torch.maximum(worst, torch.nan_to_num(torch.stack(changes), torch.inf))
     return (worst >= _SINGULAR_CHANGE).reshape(x.shape[:-1]) & is_large(x, rhs)

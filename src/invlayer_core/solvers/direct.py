@@ -122,13 +122,13 @@ def handed_factors(aux: Sequence[Any], count: int) -> tuple[Factor | None, ...]:
         If there are some, but not one per sample.
     """
     named = [each.get("factor") if isinstance(each, Mapping) else each for each in aux]
-    factors = named[0] if len(named) == 1 else named
+    factors: Any = named[0] if len(named) == 1 else named
     if not is_factors(factors):
         return ()
     factors = (factors,) if isinstance(factors, Factor) else tuple(factors)
     if len(factors) != count:
         raise ConditionsError(
-            f"the forward solve handed over {len(factors)} factors for a batch of {count} systems; accepted is "
-            "one Factor for each, in row-major order (None where there is none), or no factor at all."
+            f"the forward solve handed over {len(factors)} factors for a batch of {count} systems; accepted "
+            "is one Factor for each, in row-major order (None where there is none), or no factor at all."
         )
     return factors

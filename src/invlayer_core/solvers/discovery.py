@@ -26,7 +26,7 @@ from invlayer_core.solvers.spec import API_VERSION, SolverSpec
 __all__ = ["AnySpec", "Plugin", "PluginFailure", "check_specs", "installed_plugins", "load_specs"]
 
 AnySpec = SolverSpec | LinearSolverSpec
-SpecType = TypeVar("SpecType", SolverSpec, LinearSolverSpec)
+SpecType = TypeVar("SpecType", bound=AnySpec)
 
 _SPEC_OF_HOOK: Final[Mapping[str, type[AnySpec]]] = MappingProxyType(
     {"register_solver": SolverSpec, "register_linear_solver": LinearSolverSpec}

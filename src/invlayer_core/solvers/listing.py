@@ -22,7 +22,8 @@ class SolverListing:
     name : str
         The solver's name; for a failed plugin ``"distribution:entry"``.
     kinds : tuple of str
-        The problem kinds it solves; ``("linear",)`` for a linear solver; empty for a failed plugin, which could not say.
+        The problem kinds it solves; ``("linear",)`` for a linear solver; empty for a failed plugin, which
+        could not say.
     plugin, version : str
         The distribution that registers it, and its version.
     status : {"ok", "missing dependency", "conflict", "failed"}

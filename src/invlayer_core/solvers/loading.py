@@ -36,7 +36,7 @@ def load_solver(spec: SolverSpec, plugin: Plugin) -> Solver:
         If a requirement is not met, the module cannot be imported, or the class is not a concrete
         :class:`~invlayer_core.Solver`, as batched as its spec, that can be made without arguments.
     """
-    factory = _usable_factory(spec, plugin, Solver)
+    factory = _usable_factory(spec, plugin, Solver)  # type: ignore[type-abstract]
     if factory.batched is not spec.batched:
         reason = f"has batched={factory.batched}, its spec batched={spec.batched}; they must agree"
         raise SolverLoadError(_message(spec, plugin, f"its class {spec.factory!r} {reason}"))
@@ -51,7 +51,8 @@ def load_linear_solver(spec: LinearSolverSpec, plugin: Plugin) -> SparseDirectSo
     SolverLoadError
         As in :func:`load_solver`, for a concrete :class:`~invlayer_core.linear.SparseDirectSolver`.
     """
-    return _instance(_usable_factory(spec, plugin, SparseDirectSolver), spec, plugin)
+    factory = _usable_factory(spec, plugin, SparseDirectSolver)  # type: ignore[type-abstract]
+    return _instance(factory, spec, plugin)
 
 
 def _usable_factory(spec: AnySpec, plugin: Plugin, base: type[SolverType]) -> type[SolverType]:
@@ -63,9 +64,7 @@ def _usable_factory(spec: AnySpec, plugin: Plugin, base: type[SolverType]) -> ty
         raise SolverLoadError(_message(spec, plugin, reason))
     if inspect.isabstract(factory):
         missing = ", ".join(sorted(factory.__abstractmethods__))
-        raise SolverLoadError(
-            _message(spec, plugin, f"its class {spec.factory!r} does not define {missing}")
-        )
+        raise SolverLoadError(_message(spec, plugin, f"its class {spec.factory!r} does not define {missing}"))
     return factory
 
 

@@ -21,12 +21,13 @@ from invlayer_core.solvers.discovery import (
     load_specs,
 )
 from invlayer_core.solvers.hookspecs import PROJECT_NAME, SolverHooks
-from invlayer_core.solvers.listing import SolverListing, failed_row, solver_row
 from invlayer_core.solvers.linear_spec import LinearSolverSpec
+from invlayer_core.solvers.listing import SolverListing, failed_row, solver_row
 from invlayer_core.solvers.loading import load_linear_solver, load_solver
 from invlayer_core.solvers.spec import KINDS, SolverSpec
 
 __all__ = ["Registry", "get_registry"]
+
 
 @final
 class Registry:

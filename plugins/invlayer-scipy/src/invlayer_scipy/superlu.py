@@ -33,7 +33,9 @@ class Splu(inv.linear.SparseDirectSolver):
                 f"scipy.splu: unknown option{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; accepted "
                 f"are {', '.join(_NAMES)} and options, as in scipy.sparse.linalg.splu."
             )
-        defaults = {"permc_spec": "MMD_AT_PLUS_A", "relax": 1, "panel_size": 1} if matrix.symmetric_pattern else {}
+        defaults = (
+            {"permc_spec": "MMD_AT_PLUS_A", "relax": 1, "panel_size": 1} if matrix.symmetric_pattern else {}
+        )
         assembled = csc_matrix(
             (matrix.values, matrix.rows, matrix.column_pointers), shape=(matrix.size, matrix.size)
         )

@@ -29,6 +29,7 @@ from invlayer_core.execution.outcome import Outcome
 from invlayer_core.inputs import outside_inference_mode
 from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
+from invlayer_core.solvers.direct import handed_factors
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["BatchMode", "OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
@@ -150,7 +151,7 @@ def solve_implicitly(
     else:  # nothing to measure: it holds where the solver itself has no doubts
         holds = outcome.without_doubts and all_hold(flat, torch.zeros_like(flat), settings.atol)
     if holds and not settings.return_info:
-        return Solution(_attach(system, y, None, settings), None, outcome)  # no one asked for more
+        return Solution(_attach(system, y, None, settings, outcome), None, outcome)  # no one asked for more
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
     if measured is not None and not holds:
         beside = _residual_beside(system, nudged(flat, settings.rtol))
@@ -158,7 +159,7 @@ def solve_implicitly(
     info = _info(verdict, outcome, forward, steps)
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    return Solution(_attach(system, y, dead, settings), info, outcome)
+    return Solution(_attach(system, y, dead, settings, outcome), info, outcome)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
@@ -218,10 +219,12 @@ def _bury(
     return y, dead
 
 
-def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings) -> Tensor:
+def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings, outcome: Outcome) -> Tensor:
     if not _needs_derivative(system):
         return y
-    return settings.adjoint.attach(system, y, dead, 0.0 if settings.on_failure == "zero_grad" else torch.nan)
+    factors = () if _functorch.is_active() else handed_factors(outcome.aux, system.shape.count)
+    dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
+    return settings.adjoint.attach(system, y, dead, dead_value, factors)
 
 
 def _needs_derivative(system: System) -> bool:

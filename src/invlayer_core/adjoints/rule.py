@@ -7,7 +7,7 @@ forward:  J ẏ = −(∂F/∂θ) θ̇
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -15,21 +15,26 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.adjoints.failed import answer_for_failed, out_of_harm
+from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
 from invlayer_core.conditions.system import System
 from invlayer_core.jacobians.linearize import Linearization, linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks, weighed_blocks
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.linear.lu import lu_factor, lu_solve
 from invlayer_core.linear.matrix_free import LinearResidual, solve_matrix_free
-from invlayer_core.linear.methods import Krylov
+from invlayer_core.linear.methods import Krylov, LinearSolver
 from invlayer_core.linear.refine import explain_inaccurate, refine
 from invlayer_core.linear.singular import Diagnosis, diagnose, suspicious_growth
 from invlayer_core.linear.solve import SolveRequest, solve_blocks
+from invlayer_core.linear.sparse_lu import SparseLU
 from invlayer_core.structure import Arguments, SystemShape
 
 if TYPE_CHECKING:
     from invlayer_core.adjoints.implicit import Implicit
 
 __all__ = ["ImplicitRule"]
+
+_WITHOUT_BLOCKS = (Krylov, SparseLU, SharedSparseLU)
 
 
 @final
@@ -40,6 +45,7 @@ class ImplicitRule:
     settings: Implicit
     system: System
     dead_value: float
+    factors: FactorBank = field(default_factory=FactorBank)  # of a sparse J, for every cotangent
 
     def pullback(
         self,
@@ -57,8 +63,8 @@ class ImplicitRule:
         linearization = self._linearize(y, dead, theta, wanted, [cotangent])
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         method = self.settings.method(self.system.shape, y.dtype)
-        if isinstance(method, Krylov):
-            weights = self._solve_matrix_free(linearization, method, flat, dead, transpose=True)
+        if isinstance(method, _WITHOUT_BLOCKS):
+            weights = self._solve_without_blocks(linearization, method, flat, dead, transpose=True)
             return linearization.pullback(-weights, wanted, check=False).theta
         if dead is None and _is_plain(flat):
             at_once = pull_at_once(linearization, flat, wanted)
@@ -98,8 +104,8 @@ class ImplicitRule:
         linearization = self._linearize(y, dead, theta, given, [t for t in tangents if t is not None])
         moved = linearization.pushforward(tangents).reshape(self.system.shape.count, -1)
         method = self.settings.method(self.system.shape, y.dtype)
-        if isinstance(method, Krylov):
-            return -self._solve_matrix_free(linearization, method, moved, dead, transpose=False).reshape(
+        if isinstance(method, _WITHOUT_BLOCKS):
+            return -self._solve_without_blocks(linearization, method, moved, dead, transpose=False).reshape(
                 y.shape
             )
         blocks = per_sample_blocks(linearization, check=True)
@@ -150,10 +156,10 @@ class ImplicitRule:
         decided = exempt if singular is None else singular if exempt is None else singular | exempt
         return x, decided, rhs
 
-    def _solve_matrix_free(
+    def _solve_without_blocks(
         self,
         linearization: Linearization,
-        method: Krylov,
+        method: Krylov | SparseLU | SharedSparseLU,
         rhs: Tensor,
         dead: Tensor | None,
         *,
@@ -162,6 +168,11 @@ class ImplicitRule:
         exempt = None if dead is None else dead.reshape(-1)
         if exempt is not None:
             rhs = torch.where(exempt.unsqueeze(-1), answer_for_failed(rhs, self.dead_value), rhs)
+        if not isinstance(method, Krylov):
+            return solve_by_sparse_factors(
+                self.settings, linearization, method, self.factors, rhs, exempt,
+                transpose=transpose, attach=self._attach_inner,
+            )  # fmt: skip
         x = solve_matrix_free(linearization, method, rhs, exempt, transpose, self.settings.singular)
         if not (_functorch.is_active() or linearization.differentiable or rhs.requires_grad):
             return x
@@ -169,6 +180,9 @@ class ImplicitRule:
         residual = LinearResidual(self.system, transpose, exempt)
         arguments = Arguments.flatten((rhs, linearization.y, *linearization.theta))
         inner = System(residual, arguments, SystemShape(x.shape[:1], x.shape[1:]))
+        return self._attach_inner(method, inner, x)
+
+    def _attach_inner(self, method: LinearSolver, inner: System, x: Tensor) -> Tensor:
         return replace(self.settings, linear_solver=method).attach(inner, x, None, 0.0)
 
     def _diagnose(self, linearization: Linearization, blocks: Tensor) -> Diagnosis:

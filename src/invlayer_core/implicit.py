@@ -156,7 +156,7 @@ def solve_implicitly(
     if measured is not None and not holds:
         beside = _residual_beside(system, nudged(flat, settings.rtol))
     verdict = judge(flat, measured, beside, claimed, settings.atol)
-    info = _info(verdict, outcome, forward, steps)
+    info = _info(verdict, outcome, forward, steps, settings.adjoint.describe(system.shape, y.dtype))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
     return Solution(_attach(system, y, dead, settings, outcome), info, outcome)
@@ -188,7 +188,9 @@ def _residual_beside(system: System, flat: Tensor) -> Tensor:
         return system.shape.vectors(system.residual(flat.reshape(system.shape.full), theta))
 
 
-def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None) -> SolveInfo:
+def _info(
+    verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None, linear_solver: str
+) -> SolveInfo:
     status = _functorch.plain(verdict.status)
     return SolveInfo(
         ok=_functorch.plain(verdict.ok),
@@ -201,6 +203,7 @@ def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | 
         batch=forward.how,
         polish=torch.zeros_like(status) if steps is None else _functorch.plain(steps),
         aux=outcome.aux,
+        linear_solver=linear_solver,
     )
 
 

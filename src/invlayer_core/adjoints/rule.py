@@ -17,12 +17,14 @@ from invlayer_core import _functorch
 from invlayer_core.adjoints.failed import answer_for_failed, out_of_harm
 from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
 from invlayer_core.conditions.system import System
+from invlayer_core.errors import PerformanceWarning, warn_user
 from invlayer_core.jacobians.linearize import Linearization, linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks, weighed_blocks
+from invlayer_core.linear.cholesky import cholesky_solve
 from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.linear.lu import lu_factor, lu_solve
 from invlayer_core.linear.matrix_free import LinearResidual, solve_matrix_free
-from invlayer_core.linear.methods import Krylov, LinearSolver
+from invlayer_core.linear.methods import Cholesky, Krylov, LinearSolver, Lstsq
 from invlayer_core.linear.refine import explain_inaccurate, refine
 from invlayer_core.linear.singular import Diagnosis, diagnose, suspicious_growth
 from invlayer_core.linear.solve import SolveRequest, solve_blocks
@@ -66,10 +68,12 @@ class ImplicitRule:
         if isinstance(method, _WITHOUT_BLOCKS):
             weights = self._solve_without_blocks(linearization, method, flat, dead, transpose=True)
             return linearization.pullback(-weights, wanted, check=False).theta
-        if dead is None and _is_plain(flat):
-            at_once = pull_at_once(linearization, flat, wanted)
+        if dead is None and _is_plain(flat) and not isinstance(method, Lstsq):
+            at_once = pull_at_once(linearization, flat, wanted, method)
             if at_once is not None:
                 return at_once
+            if isinstance(method, Cholesky):
+                warn_user(_NOT_FOR_CHOLESKY, PerformanceWarning)
         return self._pull_with_care(linearization, flat, dead, wanted)
 
     def _pull_with_care(
@@ -151,6 +155,7 @@ class ImplicitRule:
             damping=self.settings.damping,
             diagnose=lambda: self._diagnose(linearization, blocks.detach()),
             exempt=exempt,
+            least_norm=isinstance(self.settings.linear_solver, Lstsq),
         )
         x, singular = solve_blocks(request)
         decided = exempt if singular is None else singular if exempt is None else singular | exempt
@@ -217,7 +222,7 @@ class ImplicitRule:
 
 
 def pull_at_once(
-    linearization: Linearization, flat: Tensor, wanted: Sequence[bool]
+    linearization: Linearization, flat: Tensor, wanted: Sequence[bool], method: LinearSolver
 ) -> tuple[Tensor | None, ...] | None:
     """θ̄ in the common case, a regular batch: few operations, and one question to the host.
 
@@ -228,7 +233,10 @@ def pull_at_once(
     if blocks.shape[-1] != blocks.shape[-2]:
         return None
     rhs = flat.neg() if weights is None else flat * -weights
-    solution = lu_solve(blocks, rhs, lu_factor(blocks.detach()), transpose=True)
+    if isinstance(method, Cholesky) and not linearization.differentiable:
+        solution = cholesky_solve(blocks, rhs)
+    else:
+        solution = lu_solve(blocks, rhs, lu_factor(blocks.detach()), transpose=True)
     pulled = linearization.pullback(solution, wanted, check=linearization.system.measurable)
     with torch.no_grad():
         back = (blocks.mT @ solution.unsqueeze(-1)) if pulled.y is None else pulled.y
@@ -236,6 +244,12 @@ def pull_at_once(
         fine = _largest(back.reshape(flat.shape) + flat) <= allowed_gap(flat.dtype) * size  # False for NaN
         fine &= _largest(solution) <= suspicious_growth(flat.dtype) * size
         return pulled.theta if bool(fine.all()) else None
+
+
+_NOT_FOR_CHOLESKY = (
+    "Cholesky() did not solve the linear system of the derivative, and LU took its place: the Jacobian of "
+    "the conditions is not symmetric positive definite, or nearly singular. Give linear_solver=LU() instead."
+)
 
 
 def _is_plain(cotangent: Tensor) -> bool:

@@ -136,7 +136,8 @@ def solve_implicitly(
     """
     with outside_inference_mode():
         y, claimed, outcome = run_forward(forward, tensors)
-    system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
+    shape = SystemShape.of(y, settings.event_dims)
+    system = System(conditions, arguments, shape, captured or (), jacobian, measurable)
     with _functorch.own_saved_tensors():
         system, residual = _certify(system, y, find=captured is None and torch.is_grad_enabled())
     steps = None
@@ -145,7 +146,10 @@ def solve_implicitly(
             y, residual, steps = polish(system, y, residual, settings.polish)
     measured = system.shape.vectors(residual) if measurable else None
     flat, beside = system.shape.vectors(y), None
-    holds = measured is not None and all_hold(flat, measured, settings.atol)
+    if measured is not None:
+        holds = all_hold(flat, measured, settings.atol)
+    else:  # nothing to measure: it holds where the solver itself has no doubts
+        holds = outcome.without_doubts and all_hold(flat, torch.zeros_like(flat), settings.atol)
     if holds and not settings.return_info:
         return Solution(_attach(system, y, None, settings, outcome), None, outcome)  # no one asked for more
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed

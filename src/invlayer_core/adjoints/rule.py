@@ -18,12 +18,13 @@ from invlayer_core.adjoints.failed import answer_for_failed, out_of_harm
 from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
 from invlayer_core.conditions.system import System
 from invlayer_core.jacobians.linearize import Linearization, linearize
-from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.jacobians.per_sample import per_sample_blocks, weighed_blocks
 from invlayer_core.linear.factor_bank import FactorBank
+from invlayer_core.linear.lu import lu_factor, lu_solve
 from invlayer_core.linear.matrix_free import LinearResidual, solve_matrix_free
 from invlayer_core.linear.methods import Krylov, LinearSolver
 from invlayer_core.linear.refine import explain_inaccurate, refine
-from invlayer_core.linear.singular import Diagnosis, diagnose
+from invlayer_core.linear.singular import Diagnosis, diagnose, suspicious_growth
 from invlayer_core.linear.solve import SolveRequest, solve_blocks
 from invlayer_core.linear.sparse_lu import SparseLU
 from invlayer_core.structure import Arguments, SystemShape
@@ -65,6 +66,16 @@ class ImplicitRule:
         if isinstance(method, _WITHOUT_BLOCKS):
             weights = self._solve_without_blocks(linearization, method, flat, dead, transpose=True)
             return linearization.pullback(-weights, wanted, check=False).theta
+        if dead is None and _is_plain(flat):
+            at_once = pull_at_once(linearization, flat, wanted)
+            if at_once is not None:
+                return at_once
+        return self._pull_with_care(linearization, flat, dead, wanted)
+
+    def _pull_with_care(
+        self, linearization: Linearization, flat: Tensor, dead: Tensor | None, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """Every case: derivatives of the result, mapped tensors, failed and singular samples, lost digits."""
         blocks = per_sample_blocks(linearization, uneven=True)
         weights, decided, rhs = self._solve(linearization, blocks, flat, dead, transpose=True)
         pulled = linearization.pullback(-weights, wanted)
@@ -78,9 +89,8 @@ class ImplicitRule:
     def _holds(self, pulled: Tensor, rhs: Tensor, decided: Tensor | None) -> bool:
         """Whether Jᵀw = ȳ, with J as F itself pulls back: it certifies the blocks and the solve at once."""
         with torch.no_grad():
-            gap = (pulled.reshape(rhs.shape) + rhs).abs().amax(-1)
-            size = rhs.abs().amax(-1)
-            bad = (gap > torch.finfo(rhs.dtype).eps ** 0.6 * size) & size.isfinite()
+            gap, size = _largest(pulled.reshape(rhs.shape) + rhs), _largest(rhs)
+            bad = (gap > allowed_gap(rhs.dtype) * size) & size.isfinite()
             if decided is not None:
                 bad = bad & ~decided
             return not bool(_functorch.plain(bad).any())
@@ -204,6 +214,45 @@ class ImplicitRule:
         )
         of_y = (blocks @ _uneven(flat).unsqueeze(-1)).squeeze(-1)
         return 4.0 * torch.finfo(y.dtype).eps * (of_theta.detach().abs() + of_y.abs())
+
+
+def pull_at_once(
+    linearization: Linearization, flat: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...] | None:
+    """θ̄ in the common case, a regular batch: few operations, and one question to the host.
+
+    The blocks come weighed by powers of two (:func:`weighed_blocks`), which the right-hand side takes up;
+    the answer is −w, so that no sign has to be changed on the way. None where anything looks odd.
+    """
+    blocks, weights = weighed_blocks(linearization)
+    if blocks.shape[-1] != blocks.shape[-2]:
+        return None
+    rhs = flat.neg() if weights is None else flat * -weights
+    solution = lu_solve(blocks, rhs, lu_factor(blocks.detach()), transpose=True)
+    pulled = linearization.pullback(solution, wanted, check=linearization.system.measurable)
+    with torch.no_grad():
+        back = (blocks.mT @ solution.unsqueeze(-1)) if pulled.y is None else pulled.y
+        size = _largest(flat)
+        fine = _largest(back.reshape(flat.shape) + flat) <= allowed_gap(flat.dtype) * size  # False for NaN
+        fine &= _largest(solution) <= suspicious_growth(flat.dtype) * size
+        return pulled.theta if bool(fine.all()) else None
+
+
+def _is_plain(cotangent: Tensor) -> bool:
+    """Whether no transform maps or pushes this pass; that it is recorded is no matter."""
+    return not (
+        _functorch.is_active() or _functorch.in_forward_mode() or _functorch.is_mapped_by_autograd(cotangent)
+    )
+
+
+def allowed_gap(dtype: torch.dtype) -> float:
+    """How far Jᵀw may be from ȳ, relative to it, before the solve is looked into: 4e-10 in float64."""
+    return float(torch.finfo(dtype).eps ** 0.6)
+
+
+def _largest(vectors: Tensor) -> Tensor:
+    """‖·‖∞ of every row of ``(B, n)``."""
+    return vectors.abs().amax(-1)
 
 
 def _everywhere(value: float, theta: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:

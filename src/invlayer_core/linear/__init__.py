@@ -1,6 +1,6 @@
 """Batched linear solves with the Jacobian, and the decision on singular ones."""
 
-from invlayer_core.linear.methods import CG, GMRES, LU, BiCGStab, Krylov, LinearSolver
+from invlayer_core.linear.methods import CG, GMRES, LU, BiCGStab, Krylov, LinearSolver, Neumann
 from invlayer_core.linear.sparse_lu import SparseLU
 from invlayer_core.solvers.direct import Factor, SparseDirectSolver, SparseMatrix
 
@@ -12,6 +12,7 @@ __all__ = [
     "Factor",
     "Krylov",
     "LinearSolver",
+    "Neumann",
     "SparseDirectSolver",
     "SparseLU",
     "SparseMatrix",

@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from invlayer_core.linear.krylov import KrylovSolution, Product, bicgstab, conjugate_gradients, gmres
+from invlayer_core.linear.krylov import KrylovSolution, Product, bicgstab, conjugate_gradients, gmres, neumann
 
-__all__ = ["CG", "GMRES", "LU", "BiCGStab", "Krylov", "LinearSolver"]
+__all__ = ["CG", "GMRES", "LU", "BiCGStab", "Krylov", "LinearSolver", "Neumann"]
 
 
 class LinearSolver(ABC):
@@ -71,15 +71,26 @@ class GMRES(Krylov):
         Most products with J.
     restart : int
         Size of the Krylov space, and so the number of stored vectors per sample.
+    check_every : int
+        Steps between two looks at the residual, which also ends a space early; each look costs a GPU one
+        synchronisation.
     """
 
     rtol: float | None = None
     maxiter: int = 500
     restart: int = 40
+    check_every: int = 4
 
     def solve(self, product: Product, rhs: Tensor) -> KrylovSolution:
         tolerance = self.tolerance(rhs.dtype)
-        return gmres(product, rhs, rtol=tolerance, maxiter=self.maxiter, restart=self.restart)
+        return gmres(
+            product,
+            rhs,
+            rtol=tolerance,
+            maxiter=self.maxiter,
+            restart=self.restart,
+            check_every=self.check_every,
+        )
 
     def tolerance(self, dtype: torch.dtype) -> float:
         return _tolerance(self.rtol, dtype)
@@ -132,6 +143,36 @@ class CG(Krylov):
         return conjugate_gradients(
             product, rhs, rtol=tolerance, maxiter=self.maxiter, check_every=self.check_every
         )
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        return _tolerance(self.rtol, dtype)
+
+
+@final
+@dataclass(frozen=True)
+class Neumann(Krylov):
+    """The Neumann series, for fixed points of contractions: one product a step, and nothing else.
+
+    A fixed point y = T(y) has J = T′ − I; where T contracts, x ← T′x − b converges as the forward iteration
+    does. For a root F it converges if y + F(y) contracts. Elsewhere it does not, which is an error.
+
+    Parameters
+    ----------
+    rtol, maxiter, check_every
+        As in :class:`BiCGStab`.
+
+    References
+    ----------
+    Bai, Koltun & Kolter, Stabilizing Equilibrium Models by Jacobian Regularization (2021), section 2.
+    """
+
+    rtol: float | None = None
+    maxiter: int = 500
+    check_every: int = 4
+
+    def solve(self, product: Product, rhs: Tensor) -> KrylovSolution:
+        tolerance = self.tolerance(rhs.dtype)
+        return neumann(product, rhs, rtol=tolerance, maxiter=self.maxiter, check_every=self.check_every)
 
     def tolerance(self, dtype: torch.dtype) -> float:
         return _tolerance(self.rtol, dtype)

@@ -70,7 +70,7 @@ def value(method: Any) -> Callable[[Tensor], Tensor]:
     return lambda t: (layer(method, a, t) ** 2).sum()
 
 
-# --- derivatives ---------------------------------------------------------------------------------------------
+# --- derivatives --------------------------------------------------------------------------------------------
 
 
 def test_gradcheck_to_second_order() -> None:
@@ -150,7 +150,7 @@ def test_eager_forward_mode() -> None:
 
 
 def test_second_derivatives_do_not_need_what_the_pattern_leaves_out() -> None:
-    """J = diag(2 y) + small off-diagonal 2 c y_j·y_k-terms that vanish at y_k = 0, but not their derivative."""
+    """The entries beside the diagonal are zero at y = 0, but not their derivatives."""
     f = lambda y, t: y**3 + y + y.roll(1, -1) ** 2 - t  # noqa: E731
     t = torch.zeros(4, requires_grad=True)  # y = 0, where ∂F_i/∂y_{i-1} = 2 y_{i-1} = 0
     diagonal = sparse(torch.eye(4).bool())
@@ -199,7 +199,7 @@ def test_a_captured_parameter_and_event_dims() -> None:
     torch.testing.assert_close(ours, exact, rtol=1e-13, atol=1e-14)
 
 
-# --- one factorisation -----------------------------------------------------------------------------------------
+# --- one factorisation --------------------------------------------------------------------------------------
 
 
 def test_one_factorisation_serves_all_cotangents_and_both_orders() -> None:
@@ -246,7 +246,7 @@ def test_factors_are_freed_with_the_graph() -> None:
         gc.enable()
 
 
-# --- certification ---------------------------------------------------------------------------------------------
+# --- certification ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("entry", range(0, int(MASK.sum()), 3))
@@ -356,7 +356,7 @@ def test_tiny_equations_are_regular() -> None:
     torch.testing.assert_close(torch.autograd.grad(y.sum(), d)[0], torch.full((2, 1), 1e12))
 
 
-# --- singular and failed samples -------------------------------------------------------------------------------
+# --- singular and failed samples ----------------------------------------------------------------------------
 
 
 def roots(t: Tensor, singular: str, exact: Callable[[Tensor], Tensor] = torch.sqrt) -> Tensor:
@@ -414,7 +414,7 @@ def test_failed_samples_get_their_own_answer(on_failure: str) -> None:
     assert gradient[1].isnan().all() if on_failure == "nan" else (gradient[1] == 0).all()
 
 
-# --- factors of the forward solve ------------------------------------------------------------------------------
+# --- factors of the forward solve ---------------------------------------------------------------------------
 
 
 def dense_factor(matrix: Tensor) -> Factor:
@@ -530,7 +530,7 @@ def test_torch_func_makes_a_fresh_factor_without_a_word() -> None:
     assert MADE == [N]
 
 
-# --- settings --------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 def test_settings_can_be_copied() -> None:

@@ -123,10 +123,10 @@ def test_second_derivatives_of_a_poisson_equation() -> None:
 
 
 def test_memory_stays_far_below_a_dense_jacobian() -> None:
-    """n = 4096: a dense J has 16.8 million entries; none of the tensors made on the way has a tenth of that."""
+    """n = 4096: a dense J has 16.8 million entries; no tensor made on the way has a tenth of that."""
     side = 64
     theta, cotangent = problem(side)
-    y, lu = newton(side, theta.detach().numpy())
+    y, _ = newton(side, theta.detach().numpy())
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -93,6 +93,8 @@ def compressed_values(linearization: Linearization, pattern: SparsityPattern) ->
     colour_of = colours.to(device)[rows]
     parts, places = [], []
     for first, pulled in pulled_chunks(linearization, colours, count):
+        if pulled.shape[0] == count:  # all in one chunk
+            return pulled[colour_of, :, cols].T
         here = ((colour_of >= first) & (colour_of < first + pulled.shape[0])).nonzero().squeeze(-1)
         parts.append(pulled[colour_of[here] - first, :, cols[here]])  # (entries, B)
         places.append(here)

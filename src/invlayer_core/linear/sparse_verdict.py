@@ -21,7 +21,9 @@ def decide(problem: SparseSolve, rhs: Tensor, values: Tensor, candidate: Candida
     SingularJacobianError
         If there are others, and the policy is ``"raise"``.
     """
-    good = is_solved(problem, candidate) | _is_rounding(problem, rhs, values, candidate)
+    good = is_solved(problem, candidate)
+    if any_of(~good):
+        good = good | _is_rounding(problem, rhs, values, candidate)
     if any_of(is_large(candidate.x, rhs)):
 
         def apply(vectors: Tensor, transpose: bool) -> Tensor:

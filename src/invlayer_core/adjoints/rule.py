@@ -182,7 +182,7 @@ class ImplicitRule:
         The sizes of the terms are not visible, but the changes that F undergoes when y and θ are scaled
         are: alternating signs and uneven weights keep terms from cancelling, as they do in F itself.
         """
-        floating = [t.is_floating_point() for t in theta]
+        floating = [t.is_floating_point() or t.is_complex() for t in theta]
         tangents = [_uneven(t) if real else None for t, real in zip(theta, floating, strict=True)]
         flat = y.reshape(blocks.shape[0], -1)
         of_theta = (

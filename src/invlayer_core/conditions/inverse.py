@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.errors import UnsupportedTransformError
+from invlayer_core.structured import subtract
 
 __all__ = ["ConstantJacobian", "DeclaredJacobianConditions", "InverseConditions"]
 
@@ -18,12 +19,15 @@ __all__ = ["ConstantJacobian", "DeclaredJacobianConditions", "InverseConditions"
 @final
 @dataclass(frozen=True)
 class InverseConditions:
-    """F(y, x) = f(y) − x."""
+    """F(y, x) = f(y) − x, leaf by leaf for pytrees."""
 
-    function: Callable[[Tensor], Tensor]
+    function: Callable[[Any], Any]
 
-    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
-        return self.function(y) - x
+    def __call__(self, y: Any, x: Any) -> Any:
+        value = self.function(y)
+        if isinstance(x, Tensor) and isinstance(value, Tensor):
+            return value - x
+        return subtract("f", value, x, like="x")
 
 
 @final

@@ -54,20 +54,20 @@ def flat_residual(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def unrolled_flat(a: Tensor, b: Tensor) -> Tensor:
     """The solution ``(*batch, 4)`` by Newton's method that torch records."""
     y = torch.zeros(*b.shape[:-1], 4, dtype=b.dtype)
-    p_eye, y_eye = torch.eye(3, dtype=b.dtype).roll(1, 0), torch.eye(4, dtype=b.dtype)
+    eye = torch.eye(3, dtype=b.dtype)
     for _ in range(NEWTON_STEPS):
         p, g = y[..., :3], y[..., 3:]
         of_pose = torch.cat(
             [
-                (3 * p**2 + 2).unsqueeze(-1) * torch.eye(3, dtype=b.dtype)
-                + (0.3 * a * torch.cos(p.roll(1, -1))).unsqueeze(-1) * p_eye,
+                (3 * p**2 + 2).unsqueeze(-1) * eye
+                + (0.3 * a * torch.cos(p.roll(1, -1))).unsqueeze(-1) * eye.roll(1, 0),
                 b.unsqueeze(-1),
             ],
             -1,
         )
         last = torch.cat([(0.2 * a).expand_as(p), 3 * g**2 + 1], -1)
         jacobian = torch.cat([of_pose, last.unsqueeze(-2)], -2)
-        y = y - gauss_jordan(jacobian + 0 * y_eye, flat_residual(y, a, b))
+        y = y - gauss_jordan(jacobian, flat_residual(y, a, b))
     return y
 
 
@@ -101,7 +101,7 @@ def _numpy_newton(residual: Callable[[np.ndarray], np.ndarray], y: np.ndarray) -
 
 # --- power flow of two load buses -----------------------------------------------------------------------
 
-LINES = torch.tensor([[0.02 + 0.08j, 0.03 + 0.1j, 0.015 + 0.06j]], dtype=torch.complex128)[0].reciprocal()
+LINES = torch.tensor([0.02 + 0.08j, 0.03 + 0.1j, 0.015 + 0.06j], dtype=torch.complex128).reciprocal()
 
 
 def mismatch(v: Tensor, s: Tensor, lines: Tensor) -> Tensor:

@@ -197,7 +197,8 @@ def _everywhere(value: float, theta: Sequence[Tensor], wanted: Sequence[bool]) -
 
 
 def _uneven(tensor: Tensor) -> Tensor:
-    steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
+    steps = torch.arange(tensor.numel(), dtype=tensor.dtype.to_real(), device=tensor.device)
+    steps = steps.reshape(tensor.shape)
     return (
         tensor.detach() * (1.0 + 0.3 * torch.sin(steps)) * torch.where(steps % 2 == 0, 1.0, -1.0).to(tensor)
     )

@@ -48,8 +48,9 @@ class ImplicitRule:
         cotangent: Tensor,
         wanted: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
-        if y.numel() == 0:
-            return _everywhere(0.0, theta, wanted)
+        if y.numel() == 0:  # zeros that hang on the graph, so that they can be differentiated again
+            empty = y.sum() + cotangent.sum()
+            return tuple(None if t is None else t + empty for t in _everywhere(0.0, theta, wanted))
         if dead is not None and bool(_functorch.plain(dead).all()):
             unasked = bool((_functorch.plain(cotangent) == 0).all())
             return _everywhere(0.0 if unasked else self.dead_value, theta, wanted)

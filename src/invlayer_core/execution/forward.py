@@ -17,7 +17,7 @@ from torch import Size, Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
-from invlayer_core.errors import ConditionsError
+from invlayer_core.errors import ConditionsError, UnsupportedTransformError
 from invlayer_core.execution.batched import run_batched
 from invlayer_core.execution.lockstep import run_in_lockstep
 from invlayer_core.execution.outcome import Outcome
@@ -193,7 +193,15 @@ class _Slices(Forward):
     def event_dims(self) -> EventDims:  # type: ignore[override]
         return self.inner.event_dims
 
+    @property
+    def expected(self) -> Size | None:
+        """The shape of y, if it is known before the solve: from y0, the first of the tensors."""
+        inner = self.inner.expected if isinstance(self.inner, (CallableForward, _Slices)) else None
+        return None if inner is None else Size((self.size, *inner))
+
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        if self.size == 0:
+            return self._no_slices(tensors)
         runs = [
             self.inner.run(
                 [t if d is None else t.select(d, i) for t, d in zip(tensors, self.dims, strict=True)]
@@ -210,6 +218,15 @@ class _Slices(Forward):
             structure=_same_structure(self.name, outcomes),
         )
         return torch.stack([y for y, _ in runs]), joined
+
+    def _no_slices(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        if self.expected is None:
+            raise UnsupportedTransformError(
+                f"{self.name} was mapped by torch.vmap over a dimension of size 0: it is called for no slice, "
+                "and only its result could tell the shape of y. Accepted is a dimension of size 1 or more."
+            )
+        y = tensors[0].new_empty(self.expected)
+        return y, Outcome.without_claims(y, SystemShape.of(y, self.event_dims).batch, ())
 
     def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:
         return _Slices(self, size, tuple(dims))

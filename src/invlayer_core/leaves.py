@@ -70,7 +70,8 @@ def check_leaf(called: str, name: str, leaf: Any) -> None:
     if not isinstance(leaf, Tensor):
         raise ConditionsError(
             f"{called}: {name} is a {type(leaf).__name__}; accepted is a floating-point or complex "
-            f"torch.Tensor, or a pytree of them. Use torch.as_tensor({name}, dtype=torch.float64)."
+            f"torch.Tensor, or a pytree of them. Use torch.as_tensor({name}, dtype=torch.float64), or "
+            "inv.from_numpy(fn) for a NumPy solver function fn."
         )
     if not (leaf.is_floating_point() or leaf.is_complex()):
         raise ConditionsError(
@@ -138,15 +139,14 @@ def flatten_up_to(spec: Any, called: str, tree: Any, like: str = "y") -> list[An
 
 def structure_message(called: str, tree: Any, spec: Any, like: str) -> str:
     """What came and what is accepted, with a star for each tensor."""
-    came = _outline(tree, _pytree.tree_structure(tree))
-    return f"{called} returned {came}; accepted is the structure of {like}, {_outline(None, spec)}."
+    came, one = _pytree.tree_structure(tree), "one tensor"
+    outline = _outline(came, one if isinstance(tree, Tensor) else type(tree).__name__)
+    return f"{called} returned {outline}; accepted is the structure of {like}, {_outline(spec, one)}."
 
 
-def _outline(tree: Any, spec: Any) -> str:
-    """A structure with a star for each leaf."""
-    if spec.is_leaf():
-        return "one tensor" if tree is None or isinstance(tree, Tensor) else type(tree).__name__
-    return repr(_pytree.tree_unflatten([_Star()] * spec.num_leaves, spec))
+def _outline(spec: Any, leaf: str) -> str:
+    """A structure with a star for each leaf; ``leaf``, if it is but one."""
+    return leaf if spec.is_leaf() else repr(_pytree.tree_unflatten([_Star()] * spec.num_leaves, spec))
 
 
 @final

@@ -35,9 +35,9 @@ __all__ = ["Leaf", "Structure", "matches", "pack_equations", "subtract"]
 @final
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor among the unknowns: how the user calls it, its event dims and its dtype."""
+    """One tensor among the unknowns: where it stands in the pytree, its event dims and its dtype."""
 
-    name: str
+    path: str
     event: Size
     dtype: torch.dtype
 
@@ -79,14 +79,14 @@ class Structure:
         --------
         >>> tree = {"pose": torch.zeros(5, 3), "gain": torch.zeros(5)}
         >>> structure = Structure.of("root", "y0", tree, event_dims={"pose": 1, "gain": 0})
-        >>> structure.size, structure.pack("y0", tree).shape
+        >>> structure.size, structure.pack("root", tree).shape
         (4, torch.Size([5, 4]))
         """
         names, tensors, spec = named_tensors(called, name, tree)
         counts = event_counts(called, name, spec, event_dims)
         check_together(called, names, tensors, counts)
         leaves = tuple(
-            Leaf(leaf_name, tensor.shape[tensor.ndim - count :], tensor.dtype)
+            Leaf(leaf_name.removeprefix(name), tensor.shape[tensor.ndim - count :], tensor.dtype)
             for leaf_name, tensor, count in zip(names, tensors, counts, strict=True)
         )
         return cls(leaves, functools.reduce(torch.promote_types, map(_real, leaves)), spec)
@@ -111,17 +111,17 @@ class Structure:
         """
         tensors = flatten_up_to(self._spec, called, tree)
         for leaf, tensor in zip(self.leaves, tensors, strict=True):
-            check_leaf(called, leaf.name, tensor)
+            check_leaf(called, f"y{leaf.path}", tensor)
             if tensor.is_complex() and not leaf.dtype.is_complex:
                 raise ConditionsError(
-                    f"{called}: {leaf.name} has dtype {tensor.dtype}; accepted is a real one, such as "
+                    f"{called}: y{leaf.path} has dtype {tensor.dtype}; accepted is a real one, such as "
                     f"{leaf.dtype}. Give a complex guess where the unknown is complex."
                 )
         batch = batch_of(tensors[0], len(self.leaves[0].event))
         for leaf, tensor in zip(self.leaves, tensors, strict=True):
             if tensor.shape != batch + leaf.event:
                 raise ConditionsError(
-                    f"{called}: {leaf.name} has shape {tuple(tensor.shape)}; accepted is "
+                    f"{called}: y{leaf.path} has shape {tuple(tensor.shape)}; accepted is "
                     f"{tuple(batch + leaf.event)}."
                 )
         vectors = [
@@ -149,7 +149,7 @@ class Structure:
 
     def describe(self) -> str:
         """The leaves and their event shapes, for messages."""
-        return ", ".join(f"{leaf.name} {tuple(leaf.event)} {leaf.dtype}" for leaf in self.leaves)
+        return ", ".join(f"y{leaf.path} {tuple(leaf.event)} {leaf.dtype}" for leaf in self.leaves)
 
 
 def matches(event_dims: EventDims, tree: Any) -> bool:

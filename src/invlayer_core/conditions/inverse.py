@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.errors import UnsupportedTransformError
+from invlayer_core.errors import ConditionsError, UnsupportedTransformError
+from invlayer_core.inputs import is_real_tensor
 from invlayer_core.structured import subtract
 
 __all__ = ["ConstantJacobian", "DeclaredJacobianConditions", "InverseConditions"]
@@ -108,6 +109,11 @@ class DeclaredJacobianConditions:
     jacobian: Callable[[Tensor], Tensor]
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+        if not (is_real_tensor(y) and is_real_tensor(x)):
+            raise ConditionsError(
+                "inverse(x, g, jacobian=...) came with x or y = g(x) a pytree or complex. Accepted there is "
+                "one real tensor for each; pass the inverse itself, f=."
+            )
         if _functorch.forward_mode_depth() >= 2:
             if isinstance(self.jacobian, ConstantJacobian):
                 raise UnsupportedTransformError(_SECOND_DERIVATIVE)

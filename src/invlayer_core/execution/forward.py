@@ -222,8 +222,8 @@ class _Slices(Forward):
     def _no_slices(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         if self.expected is None:
             raise UnsupportedTransformError(
-                f"{self.name} was mapped by torch.vmap over a dimension of size 0: it is called for no slice, "
-                "and only its result could tell the shape of y. Accepted is a dimension of size 1 or more."
+                f"{self.name} under torch.vmap over a dimension of size 0: it is called for no slice, "
+                "so that the shape of y is unknown; accepted is a dimension of size 1 or more."
             )
         y = tensors[0].new_empty(self.expected)
         return y, Outcome.without_claims(y, SystemShape.of(y, self.event_dims).batch, ())

@@ -57,8 +57,9 @@ class ImplicitRule:
         cotangent: Tensor,
         wanted: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
-        if y.numel() == 0:
-            return _everywhere(0.0, theta, wanted)
+        if y.numel() == 0:  # zeros that hang on the graph, so that they can be differentiated again
+            empty = y.sum() + cotangent.sum()
+            return tuple(None if t is None else t + empty for t in _everywhere(0.0, theta, wanted))
         if dead is not None and bool(_functorch.plain(dead).all()):
             unasked = bool((_functorch.plain(cotangent) == 0).all())
             return _everywhere(0.0 if unasked else self.dead_value, theta, wanted)
@@ -211,7 +212,7 @@ class ImplicitRule:
         The sizes of the terms are not visible, but the changes that F undergoes when y and θ are scaled
         are: alternating signs and uneven weights keep terms from cancelling, as they do in F itself.
         """
-        floating = [t.is_floating_point() for t in theta]
+        floating = [t.is_floating_point() or t.is_complex() for t in theta]
         tangents = [_uneven(t) if real else None for t, real in zip(theta, floating, strict=True)]
         flat = y.reshape(blocks.shape[0], -1)
         of_theta = (
@@ -274,7 +275,8 @@ def _everywhere(value: float, theta: Sequence[Tensor], wanted: Sequence[bool]) -
 
 
 def _uneven(tensor: Tensor) -> Tensor:
-    steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
+    steps = torch.arange(tensor.numel(), dtype=tensor.dtype.to_real(), device=tensor.device)
+    steps = steps.reshape(tensor.shape)
     return (
         tensor.detach() * (1.0 + 0.3 * torch.sin(steps)) * torch.where(steps % 2 == 0, 1.0, -1.0).to(tensor)
     )

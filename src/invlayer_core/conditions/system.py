@@ -92,7 +92,8 @@ class System:
             raise ConditionsError(f"{called} returned {_describe(residual)}; accepted is one torch.Tensor.")
         if not residual.is_floating_point():
             raise ConditionsError(
-                f"{called} returned dtype {residual.dtype}; accepted is a real floating-point tensor."
+                f"{called} returned dtype {residual.dtype}; accepted is a real floating-point tensor. "
+                "If the unknowns are complex, give a complex y0."
             )
         if residual.ndim < len(batch) or residual.shape[: len(batch)] != batch:
             raise ConditionsError(

@@ -165,7 +165,7 @@ def inverse(
     settings = read_settings(keywords)
     arguments = Arguments.flatten((working_precision(x),))
     forward = CallableForward(g, arguments, settings.event_dims, name=name_of(g))
-    conditions, block_function = _inverse_conditions(f, jacobian)
+    conditions, block_function = inverse_conditions(f, jacobian)
     solution = solve_implicitly(
         conditions, arguments, forward, arguments.tensors, settings,
         jacobian=block_function, measurable=f is not None,
@@ -173,9 +173,10 @@ def inverse(
     return result(solution, x.dtype, settings)
 
 
-def _inverse_conditions(
+def inverse_conditions(
     f: Callable[[Tensor], Tensor] | None, jacobian: Tensor | Callable[[Tensor], Tensor] | None
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor] | None]:
+    """F(y, x) = f(y) − x and its Jacobian, from what the user knows of f."""
     if f is not None:
         return InverseConditions(f), None
     block_function = ConstantJacobian(jacobian.detach()) if isinstance(jacobian, Tensor) else jacobian

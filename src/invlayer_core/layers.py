@@ -11,6 +11,7 @@ from torch import Tensor
 from invlayer_core.call import CommonKeywords, SolverLike
 from invlayer_core.compiled.layer import Layer
 from invlayer_core.compiled.problem import FromGuess, OwnSolver, TracedProblem, module_of
+from invlayer_core.compiled.tracing import outside_graph
 from invlayer_core.conditions.fixed_point import FixedPointConditions
 from invlayer_core.functional import fixed_point, inverse, inverse_conditions, root
 
@@ -52,7 +53,8 @@ class RootLayer(Layer):
 
     def forward(self, *args: Any, y0: Tensor) -> Any:
         if torch.compiler.is_compiling():
-            return self._traced(self._solve, y0, (y0,), args)
+            y = self._traced(y0, (y0,), args)
+            return outside_graph(self._solve, y0, *args) if y is None else y
         return self._solve(y0, *args)
 
     def _solve(self, y0: Tensor, *args: Any) -> Any:
@@ -99,7 +101,8 @@ class FixedPointLayer(Layer):
 
     def forward(self, *args: Any, y0: Tensor) -> Any:
         if torch.compiler.is_compiling():
-            return self._traced(self._solve, y0, (y0,), args)
+            y = self._traced(y0, (y0,), args)
+            return outside_graph(self._solve, y0, *args) if y is None else y
         return self._solve(y0, *args)
 
     def _solve(self, y0: Tensor, *args: Any) -> Any:
@@ -141,7 +144,8 @@ class InverseLayer(Layer):
 
     def forward(self, x: Tensor) -> Any:
         if torch.compiler.is_compiling():
-            return self._traced(self._solve, x, (), (x,))
+            y = self._traced(x, (), (x,))
+            return outside_graph(self._solve, x) if y is None else y
         return self._solve(x)
 
     def _solve(self, x: Tensor) -> Any:

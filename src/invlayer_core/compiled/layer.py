@@ -13,7 +13,7 @@ from invlayer_core.call import CommonKeywords
 from invlayer_core.compiled.problem import TracedProblem
 from invlayer_core.compiled.reach import is_within_reach
 from invlayer_core.compiled.registry import register
-from invlayer_core.compiled.tracing import outside_graph, traced_solution
+from invlayer_core.compiled.tracing import traced_solution
 
 __all__ = ["Layer"]
 
@@ -52,12 +52,10 @@ class Layer(torch.nn.Module, ABC):
         first: Tensor = operands[0]
         return first
 
-    def _traced(
-        self, eager: Callable[..., Any], like: Tensor, guesses: tuple[Tensor, ...], args: tuple[Any, ...]
-    ) -> Any:
-        """The call in a graph, or by ``eager(*guesses, *args)`` outside of it."""
-        solution = None
-        if isinstance(like, Tensor):
-            source = next(function for function in self._differentiated() if function is not None)
-            solution = traced_solution(self.trace_key, guesses, args, source, self.keywords)
-        return outside_graph(eager, *guesses, *args) if solution is None else solution.to(like.dtype)
+    def _traced(self, like: Any, guesses: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
+        """The call in a graph; None if it cannot be part of one."""
+        if not isinstance(like, Tensor):
+            return None
+        source = next(function for function in self._differentiated() if function is not None)
+        solution = traced_solution(self.trace_key, guesses, args, source, self.keywords)
+        return None if solution is None else solution.to(like.dtype)

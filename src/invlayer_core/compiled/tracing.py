@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invlayer_core.call import CommonKeywords
 from invlayer_core.compiled import operators  # noqa: F401 (registers them)
 from invlayer_core.compiled.problem import module_of
 from invlayer_core.compiled.template import take_out
@@ -32,7 +33,7 @@ _REASON = (
 
 
 def traced_solution(
-    key: str, guesses: tuple[Tensor, ...], args: tuple[Any, ...], conditions: Any, keywords: dict[str, Any]
+    key: str, guesses: tuple[Tensor, ...], args: tuple[Any, ...], conditions: Any, keywords: CommonKeywords
 ) -> Any:
     """y* by the operator, in working precision; None if the call cannot be part of a graph."""
     tensors: list[Tensor] = []

@@ -1,11 +1,12 @@
 """Function calls (``root``, ``fixed_point``, ``inverse``) inside a traced graph.
 
 A call has no layer that could be looked up later. One is made while tracing, from what Dynamo knows to be
-constant: the conditions (a function without closure, or an ``nn.Module``), the solver and the keywords. It lives
-as long as the conditions do, and refers to them weakly.
+constant: the conditions, the solver and the keywords; equal constants share it. Where the conditions are an
+``nn.Module`` it lives as long as that, and refers to it weakly. Where they are a function it is kept for good,
+one for each piece of source text: the function itself may be a lambda made in the graph, and short-lived.
 
-A function *with* a closure is left out: Dynamo guards on a function's code, not on what it closes over, so
-that a second closure would be answered by the first.
+A function with a closure is left out: Dynamo guards on a function's code, not on what it closes over, so that
+one closure would be answered by another.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, Literal, final
 
 import torch
@@ -39,7 +41,7 @@ class _Call:
     """What a call solves, without its tensors."""
 
     kind: _Kind
-    function: weakref.ref[Callable[..., Any]]
+    function: Callable[[], Callable[..., Any] | None]  # a weak reference, or something like one
     solver: Any
     options: Mapping[str, Any]
     jacobian: Callable[..., Tensor] | None
@@ -63,32 +65,42 @@ class _Call:
         return first
 
 
-_CALLS: weakref.WeakKeyDictionary[Callable[..., Any], dict[Any, _Call]] = weakref.WeakKeyDictionary()
+_OF_MODULES: weakref.WeakKeyDictionary[torch.nn.Module, dict[Any, _Call]] = weakref.WeakKeyDictionary()
+_OF_FUNCTIONS: dict[Any, _Call] = {}
 
 
 @torch.compiler.assume_constant_result
 def _key_of(kind: _Kind, function: Any, solver: Any, options: Any, jacobian: Any, adjoint: Any, rest: Any) -> str:
-    """The key of the call; made once for equal constants. Empty if gradients would be lost."""
+    """The key of the call, the same for equal constants; empty if gradients would be lost."""
     if not all(is_within_reach(part) for part in (function, jacobian) if part is not None):
         return ""
-    given = {name: value for name, value in zip(_CONSTANT, rest, strict=True) if value != "default"}
-    keywords: CommonKeywords = given if adjoint is None else {**given, "adjoint": adjoint}  # type: ignore[typeddict-item, assignment]
-    same = _CALLS.setdefault(function, {})
-    specification = (kind, solver, options, jacobian, adjoint, rest)
+    same, reference = _OF_FUNCTIONS, lambda: function
+    if isinstance(function, torch.nn.Module):
+        same, reference = _OF_MODULES.setdefault(function, {}), weakref.ref(function)
+    functions = tuple(_text_of(part) for part in (function, solver, jacobian))
+    specification = (kind, functions, options, adjoint, rest)
     if specification not in same:
-        same[specification] = _Call(kind, weakref.ref(function), solver, dict(options), jacobian, keywords)
+        given: Any = {name: value for name, value in zip(_CONSTANT, rest, strict=True) if value != "default"}
+        keywords = given if adjoint is None else {**given, "adjoint": adjoint}
+        same[specification] = _Call(kind, reference, solver, dict(options), jacobian, keywords)
     return same[specification].trace_key
+
+
+def _text_of(part: Any) -> Any:
+    """What makes a function without closure the same as another; modules are told apart elsewhere."""
+    if isinstance(part, FunctionType):
+        return part.__code__, id(part.__globals__)
+    return None if isinstance(part, torch.nn.Module) else part
 
 
 def _is_constant(function: Any) -> bool:
     """Whether Dynamo's guards tell ``function`` from every other one."""
-    if isinstance(function, (str, torch.nn.Module, Solver)):
-        return True
-    return _is_bare(function, "__closure__") and _is_bare(function, "__defaults__")
-
-
-def _is_bare(function: Any, attribute: str) -> bool:
-    return getattr(function, attribute, "absent") is None  # absent for functions made within the graph
+    if not isinstance(function, FunctionType):
+        return False
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_freevars or code.co_kwonlyargcount:
+        return False
+    return getattr(function, "__defaults__", None) is None
 
 
 def traced_call(
@@ -105,8 +117,8 @@ def traced_call(
     solution = None
     if (
         isinstance(operand, Tensor)
-        and _is_constant(function)
-        and _is_constant(solver)
+        and (isinstance(function, torch.nn.Module) or _is_constant(function))
+        and (isinstance(solver, (str, Solver)) or _is_constant(solver))
         and (jacobian is None or _is_constant(jacobian))
     ):
         rest = tuple([keywords.get(name, "default") for name in _CONSTANT])

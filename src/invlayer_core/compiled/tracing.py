@@ -24,11 +24,11 @@ _RAISED = (torch.float16, torch.bfloat16)
 
 _REASON = (
     "this call of an invlayer layer cannot be part of a graph. Accepted under torch.compile(fullgraph=True) and "
-    "torch.export are RootLayer, FixedPointLayer and InverseLayer objects, functions decorated by "
-    "implicit_function that have a register_fake, and root, fixed_point and inverse with a module-level "
-    "function or an nn.Module as conditions; with args made of tensors, constants and plain containers; without "
-    "return_info; and with conditions whose tensors with gradients are args or parameters of the nn.Module "
-    "that the conditions are (pass captured ones in args). Elsewhere the graph breaks here, with the same numbers."
+    "torch.export are: RootLayer, FixedPointLayer and InverseLayer; functions decorated by implicit_function once "
+    "they have a register_fake; root, fixed_point and inverse whose conditions are an nn.Module or a function "
+    "without closure. Everywhere, args are tensors, constants and plain containers, there is no return_info, and "
+    "tensors with gradients are args or parameters of the nn.Module that the conditions are (or are a method of). "
+    "Without fullgraph the graph breaks here, and the numbers are the same."
 )
 
 

@@ -63,6 +63,10 @@ class Settings:
         lockstep where the solver is declared thread-safe.
     return_info : bool
         Return ``(y, SolveInfo)``.
+    compile : bool
+        Take first derivatives in reverse mode by one function that ``torch.compile`` has made of the
+        conditions, their Jacobian and the linear solve. Worth it where the conditions live on: on a layer, or
+        as a function at module level. It compiles again for each new function.
     """
 
     on_failure: OnFailure = "raise"
@@ -73,6 +77,7 @@ class Settings:
     adjoint: Adjoint = field(default_factory=Implicit)
     batch: BatchMode = "auto"
     return_info: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         accepted = get_args(OnFailure)
@@ -135,7 +140,8 @@ def solve_implicitly(
     """
     with outside_inference_mode():
         y, claimed, outcome = run_forward(forward, tensors)
-    system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
+    shape = SystemShape.of(y, settings.event_dims)
+    system = System(conditions, arguments, shape, captured or (), jacobian, settings.compile)
     with _functorch.own_saved_tensors():
         system, residual = _certify(system, y, find=captured is None and torch.is_grad_enabled())
     steps = None

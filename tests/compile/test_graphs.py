@@ -267,12 +267,17 @@ def test_functional_call_stands_in_for_the_parameters():
 
     _, b = operands(2)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    found = []
-    for function in (compiled, call):
-        leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
-        y = function(leaves, b)
-        found.append((y, *torch.autograd.grad(y.sum(), [*leaves.values()])))
-    torch.testing.assert_close(*found, rtol=1e-13, atol=1e-14)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+    y = compiled(leaves, b)
+    gradients = torch.autograd.grad(y.sum(), [*leaves.values()])
+    layer.load_state_dict(weights, strict=False)
+    expected = value_and_sum_gradients(layer, b)
+    torch.testing.assert_close((y, *gradients), expected, rtol=1e-13, atol=1e-14)
+
+
+def value_and_sum_gradients(layer: torch.nn.Module, b: Tensor) -> tuple[Tensor, ...]:
+    y = layer(b, y0=torch.zeros_like(b))
+    return y, *torch.autograd.grad(y.sum(), [*layer.parameters()])
 
 
 def test_no_layer_is_kept_alive():

@@ -34,6 +34,8 @@ class System:
         Tensors that F reads without being given them; swapped for their θ at each evaluation.
     jacobian : callable or None
         The user's own ``∂F/∂y (y, *args) -> (*batch, n, n)``, if there is one.
+    compile : bool
+        Whether derivatives of F are taken by one compiled function.
     """
 
     function: Callable[..., Tensor]
@@ -41,6 +43,7 @@ class System:
     shape: SystemShape
     captured: tuple[Tensor, ...] = ()
     jacobian: Callable[..., Tensor] | None = None
+    compile: bool = False
 
     @property
     def theta(self) -> tuple[Tensor, ...]:

@@ -51,6 +51,7 @@ class CommonKeywords(TypedDict, total=False):
     adjoint: Adjoint
     batch: BatchMode
     return_info: bool
+    compile: bool
 
 
 def solve_from_guess(

@@ -68,6 +68,10 @@ class Settings:
         lockstep where the solver is declared thread-safe.
     return_info : bool
         Return ``(y, SolveInfo)``.
+    compile : bool
+        Take first derivatives in reverse mode by one function that ``torch.compile`` has made of the
+        conditions, their Jacobian and the linear solve. Worth it where the conditions live on: on a layer, or
+        as a function at module level. It compiles again for each new function.
     """
 
     on_failure: OnFailure = "raise"
@@ -78,6 +82,7 @@ class Settings:
     adjoint: Adjoint = field(default_factory=Implicit)
     batch: BatchMode = "auto"
     return_info: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         accepted = get_args(OnFailure)
@@ -151,7 +156,7 @@ def solve_implicitly(
         jacobian = None if jacobian is None else StructuredJacobian(jacobian, outcome.structure)
         settings = replace(settings, event_dims=1)
     shape = SystemShape.of(y, settings.event_dims)
-    system = System(conditions, arguments, shape, captured or (), jacobian, measurable)
+    system = System(conditions, arguments, shape, captured or (), jacobian, measurable, settings.compile)
     with _functorch.own_saved_tensors():
         system, residual = _certify(system, y, find=captured is None and torch.is_grad_enabled())
     steps = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.adjoints.compiled import pull_back_compiled
 from invlayer_core.adjoints.failed import answer_for_failed, out_of_harm
 from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
 from invlayer_core.conditions.system import System
@@ -63,6 +64,10 @@ class ImplicitRule:
         if dead is not None and bool(_functorch.plain(dead).all()):
             unasked = bool((_functorch.plain(cotangent) == 0).all())
             return _everywhere(0.0 if unasked else self.dead_value, theta, wanted)
+        if self.system.compile and dead is None:
+            pulled = pull_back_compiled(self.settings, self.system, y, theta, cotangent, wanted)
+            if pulled is not None:
+                return pulled
         linearization = self._linearize(y, dead, theta, wanted, [cotangent])
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         method = self.settings.method(self.system.shape, y.dtype)
@@ -83,10 +88,10 @@ class ImplicitRule:
         """Every case: derivatives of the result, mapped tensors, failed and singular samples, lost digits."""
         blocks = per_sample_blocks(linearization, uneven=True)
         weights, decided, rhs = self._solve(linearization, blocks, flat, dead, transpose=True)
-        pulled = linearization.pullback(-weights, wanted)
-        back = (blocks.mT @ -weights.unsqueeze(-1)) if pulled.y is None else pulled.y
+        found = linearization.pullback(-weights, wanted)
+        back = (blocks.mT @ -weights.unsqueeze(-1)) if found.y is None else found.y
         if self._holds(back, rhs, decided):
-            return pulled.theta
+            return found.theta
         explain_inaccurate(linearization, blocks)
         weights = refine(blocks, weights, rhs)
         return linearization.pullback(-weights, wanted).theta

@@ -37,6 +37,8 @@ class System:
     measurable : bool
         False if F is known by that Jacobian alone, so that neither its value nor its pullback to y tells
         anything.
+    compile : bool
+        Whether derivatives of F are taken by one compiled function.
     """
 
     function: Callable[..., Tensor]
@@ -45,6 +47,7 @@ class System:
     captured: tuple[Tensor, ...] = ()
     jacobian: Callable[..., Tensor] | None = None
     measurable: bool = True
+    compile: bool = False
 
     @property
     def theta(self) -> tuple[Tensor, ...]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from invlayer_core.conditions.system import System
 from invlayer_core.solvers.direct import Factor
+from invlayer_core.structure import SystemShape
 
 __all__ = ["Adjoint"]
 
@@ -39,3 +41,7 @@ class Adjoint(ABC):
         factors : sequence of Factor or None
             One per sample: the Jacobian near y, factorised by the forward solve; empty if it has none.
         """
+
+    def describe(self, shape: SystemShape, dtype: torch.dtype) -> str:
+        """For ``SolveInfo.linear_solver``: what solves the linear systems of the derivative, and why."""
+        return ""

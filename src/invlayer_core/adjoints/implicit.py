@@ -20,23 +20,23 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core._autocast import autocast_is_on, without_autocast
 from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.rule import ImplicitRule
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, SingularJacobianError, UnsupportedTransformError
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.linear.auto import Auto
 from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.linear.lu import solve_recorded
-from invlayer_core.linear.methods import GMRES, LU, Krylov, LinearSolver
+from invlayer_core.linear.methods import LU, Krylov, LinearSolver, Lstsq
 from invlayer_core.linear.solve import SingularPolicy
 from invlayer_core.linear.sparse_lu import SparseLU, registered_linear_solver
 from invlayer_core.solvers.direct import Factor
 from invlayer_core.structure import SystemShape
 
 __all__ = ["Implicit"]
-
-_DENSE_LIMIT = 2**30  # bytes of Jacobian blocks
 
 _POLICIES = get_args(SingularPolicy)
 
@@ -55,10 +55,11 @@ class Implicit(Adjoint):
         The Tikhonov parameter of ``singular="damped"``, in the units of the Jacobian. Regular samples
         are never damped.
     linear_solver : LinearSolver, "auto" or a registered name
-        How J is solved with: :class:`~invlayer_core.linear.LU`; a matrix-free Krylov method, which never
-        forms J; or :class:`~invlayer_core.linear.SparseLU`, which a registered name such as ``"scipy.splu"``
-        stands for. ``"auto"`` is LU as long as all blocks fit into 1 GiB, GMRES beyond. A sample on which a
-        Krylov method does not converge counts as singular; it then has no ``"lstsq"`` or ``"damped"`` answer.
+        How J is solved with: :class:`~invlayer_core.linear.LU`, ``Cholesky`` or ``Lstsq``; a matrix-free
+        method such as ``GMRES``, which never forms J; or :class:`~invlayer_core.linear.SparseLU`, which a
+        registered name such as ``"scipy.splu"`` stands for. ``"auto"`` is
+        :class:`~invlayer_core.linear.Auto`. A sample on which a matrix-free method does not converge counts
+        as singular; it then has no ``"lstsq"`` or ``"damped"`` answer.
 
     Raises
     ------
@@ -87,6 +88,11 @@ class Implicit(Adjoint):
                 f"Implicit(linear_solver={self.linear_solver!r}): accepted are 'auto', an instance from "
                 "inv.linear, such as GMRES(), or a registered linear solver's name, such as 'scipy.splu'."
             )
+        if isinstance(self.linear_solver, Lstsq) and self.singular not in ("raise", "lstsq"):
+            raise ConditionsError(
+                f"Implicit(singular={self.singular!r}, linear_solver=Lstsq()): Lstsq has an answer for every "
+                "sample, so no policy comes into play. Accepted with it are singular='raise' and 'lstsq'."
+            )
         if isinstance(self.linear_solver, (Krylov, SparseLU)) and self.singular in ("lstsq", "damped"):
             raise ConditionsError(
                 f"Implicit(singular={self.singular!r}, linear_solver={self.linear_solver!r}): that answer "
@@ -96,10 +102,20 @@ class Implicit(Adjoint):
 
     def method(self, shape: SystemShape, dtype: torch.dtype) -> LinearSolver:
         """The linear solver for systems of this shape."""
-        if isinstance(self.linear_solver, LinearSolver):
+        if isinstance(self.linear_solver, LinearSolver) and not isinstance(self.linear_solver, Auto):
             return self.linear_solver
-        dense = shape.count * shape.size**2 * dtype.itemsize
-        return LU() if dense <= _DENSE_LIMIT or self.singular in ("lstsq", "damped") else GMRES()
+        if self.singular in ("lstsq", "damped"):  # whose answers need blocks
+            return LU()
+        return self._auto.choose(shape, dtype)
+
+    def describe(self, shape: SystemShape, dtype: torch.dtype) -> str:
+        method = self.method(shape, dtype)
+        automatic = method is not self.linear_solver
+        return f"{method} (auto: {self._auto.reason(shape, dtype)})" if automatic else str(method)
+
+    @property
+    def _auto(self) -> Auto:
+        return self.linear_solver if isinstance(self.linear_solver, Auto) else Auto()
 
     def attach(
         self,
@@ -130,12 +146,14 @@ class Implicit(Adjoint):
         """
         if dead is not None:
             raise _nested_forward_with_failures()
-        if system.shape.count * system.shape.size**2 * y.element_size() > _DENSE_LIMIT:
+        if Auto().choose(system.shape, y.dtype).matrix_free:
             raise _nested_forward_too_large(system.shape)
         order = _functorch.transform_depth() + 2  # and up to two plain backward passes outside
         for _ in range(order.bit_length()):
             linearization = linearize(system, y, system.theta)
             blocks = per_sample_blocks(linearization)
+            if isinstance(self.linear_solver, Lstsq) or blocks.shape[-1] != blocks.shape[-2]:
+                raise _nested_forward_without_inverse()
             residual = system.residual(y, system.theta).reshape(blocks.shape[:-1])
             step = solve_recorded(blocks, residual)
             if not bool(_functorch.plain(step).isfinite().all()):
@@ -157,6 +175,13 @@ def _nested_forward_with_failures() -> ConditionsError:
     return ConditionsError(
         "nested forward mode (jacfwd of jacfwd) over a batch with failed samples is not defined; accepted "
         "is on_failure='raise', or reverse mode on the outside (jacfwd of jacrev)."
+    )
+
+
+def _nested_forward_without_inverse() -> UnsupportedTransformError:
+    return UnsupportedTransformError(
+        "nested forward mode (jacfwd of jacfwd) needs a Jacobian with an inverse; least-squares derivatives "
+        "have no exact rule there. Accepted is reverse mode on one side (jacfwd of jacrev)."
     )
 
 
@@ -188,12 +213,18 @@ class _ImplicitFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        if autocast_is_on():
+            with without_autocast():
+                return _ImplicitFunction.backward(ctx, cotangent)
         y, dead, *theta = _functorch.revive(ctx.saved_tensors)
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *ctx.rule.pullback(y, dead, theta, cotangent, wanted)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        if autocast_is_on():
+            with without_autocast():
+                return _ImplicitFunction.jvp(ctx, *tangents)
         y, dead, *theta = _functorch.revive(ctx.saved_tensors)
         result: Tensor = ctx.rule.pushforward(y, dead, theta, tangents[3:])
         return result

@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.adjoints.compiled import pull_back_compiled
 from invlayer_core.adjoints.failed import answer_for_failed, out_of_harm
 from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
 from invlayer_core.conditions.system import System
+from invlayer_core.errors import PerformanceWarning, warn_user
 from invlayer_core.jacobians.linearize import Linearization, linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks, weighed_blocks
+from invlayer_core.linear.cholesky import cholesky_solve
 from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.linear.lu import lu_factor, lu_solve
 from invlayer_core.linear.matrix_free import LinearResidual, solve_matrix_free
-from invlayer_core.linear.methods import Krylov, LinearSolver
+from invlayer_core.linear.methods import Cholesky, Krylov, LinearSolver, Lstsq
 from invlayer_core.linear.refine import explain_inaccurate, refine
 from invlayer_core.linear.singular import Diagnosis, diagnose, suspicious_growth
 from invlayer_core.linear.solve import SolveRequest, solve_blocks
@@ -55,21 +58,28 @@ class ImplicitRule:
         cotangent: Tensor,
         wanted: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
-        if y.numel() == 0:
-            return _everywhere(0.0, theta, wanted)
+        if y.numel() == 0:  # zeros that hang on the graph, so that they can be differentiated again
+            empty = y.sum() + cotangent.sum()
+            return tuple(None if t is None else t + empty for t in _everywhere(0.0, theta, wanted))
         if dead is not None and bool(_functorch.plain(dead).all()):
             unasked = bool((_functorch.plain(cotangent) == 0).all())
             return _everywhere(0.0 if unasked else self.dead_value, theta, wanted)
+        if self.system.compile and dead is None:
+            pulled = pull_back_compiled(self.settings, self.system, y, theta, cotangent, wanted)
+            if pulled is not None:
+                return pulled
         linearization = self._linearize(y, dead, theta, wanted, [cotangent])
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         method = self.settings.method(self.system.shape, y.dtype)
         if isinstance(method, _WITHOUT_BLOCKS):
             weights = self._solve_without_blocks(linearization, method, flat, dead, transpose=True)
             return linearization.pullback(-weights, wanted, check=False).theta
-        if dead is None and _is_plain(flat):
-            at_once = pull_at_once(linearization, flat, wanted)
+        if dead is None and _is_plain(flat) and not isinstance(method, Lstsq):
+            at_once = pull_at_once(linearization, flat, wanted, method)
             if at_once is not None:
                 return at_once
+            if isinstance(method, Cholesky):
+                warn_user(_NOT_FOR_CHOLESKY, PerformanceWarning)
         return self._pull_with_care(linearization, flat, dead, wanted)
 
     def _pull_with_care(
@@ -78,10 +88,10 @@ class ImplicitRule:
         """Every case: derivatives of the result, mapped tensors, failed and singular samples, lost digits."""
         blocks = per_sample_blocks(linearization, uneven=True)
         weights, decided, rhs = self._solve(linearization, blocks, flat, dead, transpose=True)
-        pulled = linearization.pullback(-weights, wanted)
-        back = (blocks.mT @ -weights.unsqueeze(-1)) if pulled.y is None else pulled.y
+        found = linearization.pullback(-weights, wanted)
+        back = (blocks.mT @ -weights.unsqueeze(-1)) if found.y is None else found.y
         if self._holds(back, rhs, decided):
-            return pulled.theta
+            return found.theta
         explain_inaccurate(linearization, blocks)
         weights = refine(blocks, weights, rhs)
         return linearization.pullback(-weights, wanted).theta
@@ -151,6 +161,7 @@ class ImplicitRule:
             damping=self.settings.damping,
             diagnose=lambda: self._diagnose(linearization, blocks.detach()),
             exempt=exempt,
+            least_norm=isinstance(self.settings.linear_solver, Lstsq),
         )
         x, singular = solve_blocks(request)
         decided = exempt if singular is None else singular if exempt is None else singular | exempt
@@ -206,7 +217,7 @@ class ImplicitRule:
         The sizes of the terms are not visible, but the changes that F undergoes when y and θ are scaled
         are: alternating signs and uneven weights keep terms from cancelling, as they do in F itself.
         """
-        floating = [t.is_floating_point() for t in theta]
+        floating = [t.is_floating_point() or t.is_complex() for t in theta]
         tangents = [_uneven(t) if real else None for t, real in zip(theta, floating, strict=True)]
         flat = y.reshape(blocks.shape[0], -1)
         of_theta = (
@@ -217,7 +228,7 @@ class ImplicitRule:
 
 
 def pull_at_once(
-    linearization: Linearization, flat: Tensor, wanted: Sequence[bool]
+    linearization: Linearization, flat: Tensor, wanted: Sequence[bool], method: LinearSolver
 ) -> tuple[Tensor | None, ...] | None:
     """θ̄ in the common case, a regular batch: few operations, and one question to the host.
 
@@ -228,7 +239,10 @@ def pull_at_once(
     if blocks.shape[-1] != blocks.shape[-2]:
         return None
     rhs = flat.neg() if weights is None else flat * -weights
-    solution = lu_solve(blocks, rhs, lu_factor(blocks.detach()), transpose=True)
+    if isinstance(method, Cholesky) and not linearization.differentiable:
+        solution = cholesky_solve(blocks, rhs)
+    else:
+        solution = lu_solve(blocks, rhs, lu_factor(blocks.detach()), transpose=True)
     pulled = linearization.pullback(solution, wanted, check=linearization.system.measurable)
     with torch.no_grad():
         back = (blocks.mT @ solution.unsqueeze(-1)) if pulled.y is None else pulled.y
@@ -236,6 +250,12 @@ def pull_at_once(
         fine = _largest(back.reshape(flat.shape) + flat) <= allowed_gap(flat.dtype) * size  # False for NaN
         fine &= _largest(solution) <= suspicious_growth(flat.dtype) * size
         return pulled.theta if bool(fine.all()) else None
+
+
+_NOT_FOR_CHOLESKY = (
+    "Cholesky() did not solve the linear system of the derivative, and LU took its place: the Jacobian of "
+    "the conditions is not symmetric positive definite, or nearly singular. Give linear_solver=LU() instead."
+)
 
 
 def _is_plain(cotangent: Tensor) -> bool:
@@ -260,7 +280,8 @@ def _everywhere(value: float, theta: Sequence[Tensor], wanted: Sequence[bool]) -
 
 
 def _uneven(tensor: Tensor) -> Tensor:
-    steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
+    steps = torch.arange(tensor.numel(), dtype=tensor.dtype.to_real(), device=tensor.device)
+    steps = steps.reshape(tensor.shape)
     return (
         tensor.detach() * (1.0 + 0.3 * torch.sin(steps)) * torch.where(steps % 2 == 0, 1.0, -1.0).to(tensor)
     )

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from invlayer_core.linear.krylov import KrylovSolution, Product, bicgstab, conjugate_gradients, gmres, neumann
 
-__all__ = ["CG", "GMRES", "LU", "BiCGStab", "Krylov", "LinearSolver", "Neumann"]
+__all__ = [
+    "CG",
+    "GMRES",
+    "LU",
+    "BiCGStab",
+    "Cholesky",
+    "Krylov",
+    "LinearSolver",
+    "Lstsq",
+    "Neumann",
+]
 
 
 class LinearSolver(ABC):
@@ -32,6 +42,36 @@ class LinearSolver(ABC):
 @dataclass(frozen=True)
 class LU(LinearSolver):
     """Dense Jacobian blocks and one batched LU: exact, and the fastest way up to some hundred unknowns."""
+
+    @property
+    def matrix_free(self) -> bool:
+        return False
+
+
+@final
+@dataclass(frozen=True)
+class Cholesky(LinearSolver):
+    """Dense blocks and one batched Cholesky factorisation: for symmetric positive definite Jacobians.
+
+    Half the work of LU, as for the Hessian of a strictly convex objective. It reads one triangle of J; where
+    J is not what it takes it for, the check of the backward solve notices, LU answers, and a
+    ``PerformanceWarning`` says so. Passes that are themselves recorded, mapped or in forward mode take LU.
+    """
+
+    @property
+    def matrix_free(self) -> bool:
+        return False
+
+
+@final
+@dataclass(frozen=True)
+class Lstsq(LinearSolver):
+    """The least-squares solution of least norm, for every sample, by singular values.
+
+    For conditions with redundant equations, or with more or fewer equations than unknowns: the derivative is
+    by the Moore–Penrose inverse J⁺ everywhere, where ``Implicit(singular="lstsq")`` takes it for singular
+    samples alone. Derivatives of every order as long as the rank stays what it is (Golub & Pereyra 1973).
+    """
 
     @property
     def matrix_free(self) -> bool:

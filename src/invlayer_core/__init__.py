@@ -5,6 +5,7 @@ The solver stays as it is; you write in torch what its output satisfies, and get
 
 from invlayer_core import adjoints, linear, testing
 from invlayer_core.certificate import SolveInfo
+from invlayer_core.diagnostics import LayerReport, check_layer
 from invlayer_core.errors import (
     ConditionsError,
     ConvergenceError,
@@ -41,6 +42,7 @@ __all__ = [
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",
+    "LayerReport",
     "PerformanceWarning",
     "Problem",
     "RootLayer",
@@ -58,6 +60,7 @@ __all__ = [
     "UnsupportedTransformError",
     "adjoints",
     "batch_jacobian",
+    "check_layer",
     "fixed_point",
     "from_numpy",
     "get_solver",

@@ -108,7 +108,7 @@ def _examine(name: str, names: tuple[str, ...], trial: Trial) -> LayerReport:
         batch=tuple(trial.layout.batch),
         systems=tuple(facts.label for facts in trial.systems),
         rows=rows,
-        limit=limiting_factor(trial, rows),
+        limit=limiting_factor(trial, rows, found.uncertainty),
         curves=(*first_order_curves(found), *curves),
         notes=tuple(_notes(trial)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -17,7 +17,8 @@ from invlayer_core.diagnostics.trial import Trial, first_line, inner, pull_back
 __all__ = ["Derivatives", "check_first_order", "check_noise", "check_second_order"]
 
 _LITTLE = 1e-2  # a comparison that leaves more than this open proves little
-_SOLVER = 100.0  # by how much more than y itself its derivative may be off
+_UNSETTLED = 0.1  # and from here on it proves nothing
+_SOLVER = 100.0  # by how much more than y itself each derivative may be off
 
 
 @final
@@ -53,6 +54,11 @@ class Derivatives:
         return cls(trial, differences, pulled, pushed, errors)
 
     @property
+    def comparable(self) -> bool:
+        """Whether there are finite differences to compare with."""
+        return all(differences.usable for differences in self.differences)
+
+    @property
     def noise(self) -> float:
         """The noise of the forward, relative to its values: the root mean square over entries."""
         levels = [
@@ -72,7 +78,7 @@ class Derivatives:
 
 def check_noise(found: Derivatives) -> CheckRow:
     """The forward's noise, and the finite differences it allows."""
-    name, limit = "forward noise", found.trial.eps**0.5
+    name, limit = "forward noise", found.trial.accurate
     steps = [float(d.steps[d.chosen]) for d in found.differences]
     failures = sum(d.failures for d in found.differences)
     detail = (
@@ -126,20 +132,40 @@ def _scalar(differences: Differences, cotangent: Tensor) -> tuple[float, float, 
     return float(series[k]), max(gap, float(floor[k])) / float(size), float(size)
 
 
-def judge(error: float, open_: float, trial: Trial) -> tuple[RowVerdict, float]:
-    """A verdict on a relative error where ``open_`` cannot be told from zero; and the tolerance."""
-    limit = max(trial.eps**0.5, 2 * open_)
+def judge(error: float, open_: float, trial: Trial, order: int = 1) -> tuple[RowVerdict, float]:
+    """A verdict on a relative error where ``open_`` cannot be told from zero; and the tolerance.
+
+    An error is only wrong if neither the differences, nor the solver's distance from the root, nor rounding
+    through an ill-conditioned J can explain it.
+    """
+    limit = max(trial.close, 2 * open_)
     if error <= limit:
-        return ("suspicious" if limit > _LITTLE else "ok"), limit
-    if error <= _SOLVER * trial.solver_error:
+        return ("suspicious" if limit > max(_LITTLE, trial.close) else "ok"), limit
+    explained = max(_SOLVER**order * trial.solver_error, 10 * trial.eps * trial.condition)
+    if open_ > _UNSETTLED or error <= explained:
         return "suspicious", limit
     return "wrong", limit
+
+
+def _in_words(row: CheckRow, open_: float, agrees: str) -> CheckRow:
+    """A comparison's detail: what was compared, or why it says little."""
+    if row.verdict == "ok":
+        return replace(row, detail=agrees)
+    if open_ > _LITTLE / 2:
+        return replace(row, detail=f"finite differences do not settle: they leave {open_:.0e} open")
+    if row.verdict == "suspicious":
+        return replace(
+            row, detail=f"{agrees}: no more than the solver's error, or ill-conditioning, explains"
+        )
+    return replace(row, detail=f"{agrees} differ")
 
 
 def _vjp_against_differences(found: Derivatives) -> CheckRow:
     name, trial = "VJP vs finite differences", found.trial
     if "vjp" in found.errors:
         return CheckRow(name, "wrong", detail=f"the backward raises {first_line(found.errors['vjp'])}")
+    if not found.comparable:
+        return CheckRow(name, "not available", detail=_NOT_BESIDE)
     results = []
     for k, (differences, cotangent) in enumerate(
         zip(found.differences, trial.directions.cotangents, strict=True)
@@ -147,22 +173,21 @@ def _vjp_against_differences(found: Derivatives) -> CheckRow:
         slope, open_, size = _scalar(differences, cotangent)
         by_vjp = 0.0 if found.pulled is None else inner(found.pulled[k], trial.directions.tangents[k])[0]
         error = abs(by_vjp - slope) / size
-        results.append((error, *judge(error, open_, trial), k))
-    if not all(differences.usable for differences in found.differences):
-        return CheckRow(name, "not available", detail="the layer could not be evaluated beside the point")
-    error, verdict, limit, k = max(results, key=lambda result: (_RANK[result[1]], result[0] / result[2]))
+        results.append((*judge(error, open_, trial), error, open_, k))
+    verdict, limit, error, open_, k = max(
+        results, key=lambda result: (_RANK[result[0]], result[2] / result[1])
+    )
+    row = CheckRow(name, verdict, error, limit)
     if found.pulled is None:
         detail = "no output carries a gradient" + (", though values change" if verdict == "wrong" else "")
-        return CheckRow(name, verdict, error, limit, detail)
-    if verdict == "ok":
-        return CheckRow(name, verdict, error, limit, "⟨Jᵀw, v⟩ and ⟨w, D v⟩")
-    if verdict == "suspicious" and error <= limit:
-        return CheckRow(name, verdict, error, limit, "finite differences are too uncertain to tell")
-    sample = _worst_sample(found, k)
-    detail = f"⟨Jᵀw, v⟩ and ⟨w, D v⟩ differ; {_worst_input(found, k)}"
-    return CheckRow(name, verdict, error, limit, detail, sample)
+        return replace(row, detail=detail)
+    row = _in_words(row, open_, "⟨Jᵀw, v⟩ and ⟨w, D v⟩")
+    if verdict != "wrong":
+        return row
+    return replace(row, detail=f"{row.detail}; {_worst_input(found, k)}", sample=_worst_sample(found, k))
 
 
+_NOT_BESIDE = "the layer could not be evaluated beside the point"
 _RANK: dict[RowVerdict, int] = {"ok": 0, "suspicious": 1, "wrong": 2, "not available": -1}
 
 
@@ -206,23 +231,26 @@ def _jvp_against_differences(found: Derivatives) -> CheckRow:
         return CheckRow(
             name, "not available", detail=f"forward mode raises {first_line(found.errors['jvp'])}"
         )
-    if not all(differences.usable for differences in found.differences):
-        return CheckRow(name, "not available", detail="the layer could not be evaluated beside the point")
+    if not found.comparable:
+        return CheckRow(name, "not available", detail=_NOT_BESIDE)
     layout = trial.layout
-    worst, limits = torch.zeros(max(1, layout.count)), torch.zeros(max(1, layout.count))
+    worst, open_ = torch.zeros(max(1, layout.count)), torch.zeros(max(1, layout.count))
     for differences, pushed in zip(found.differences, found.pushed, strict=True):
         slope = differences.slopes[differences.chosen]
         size = layout.per_sample(slope.abs()) + 1e-8 * layout.per_sample(trial.value.abs()) + 1e-300
         worst = torch.maximum(worst, layout.per_sample((pushed - slope).abs()) / size)
-        limits = torch.maximum(limits, layout.per_sample(differences.uncertainty) / size)
-    verdicts = [judge(float(e), float(o), trial) for e, o in zip(worst, limits, strict=True)]
+        open_ = torch.maximum(open_, layout.per_sample(differences.uncertainty) / size)
+    verdicts = [judge(float(e), float(o), trial) for e, o in zip(worst, open_, strict=True)]
     i = max(range(len(verdicts)), key=lambda i: (_RANK[verdicts[i][0]], float(worst[i])))
-    verdict, limit = verdicts[i]
-    per_sample = tuple(worst.tolist()) if layout.batch else ()
-    detail = "J v and D v, entry by entry"
-    if verdict == "suspicious" and float(worst[i]) <= limit:
-        detail = "finite differences are too uncertain to tell"
-    return CheckRow(name, verdict, float(worst[i]), limit, detail, i if layout.batch else None, per_sample)
+    row = CheckRow(name, *_swap(verdicts[i], float(worst[i])))
+    if layout.batch:
+        row = replace(row, sample=i, per_sample=tuple(worst.tolist()))
+    return _in_words(row, float(open_[i]), "J v and D v, entry by entry")
+
+
+def _swap(verdict: tuple[RowVerdict, float], error: float) -> tuple[RowVerdict, float, float]:
+    """Verdict, value and tolerance, in the order of a row."""
+    return verdict[0], error, verdict[1]
 
 
 @final
@@ -256,19 +284,22 @@ def check_second_order(found: Derivatives) -> tuple[list[CheckRow], list[Differe
         return [CheckRow(name, "not available", detail=reason) for name in names], []
     # A second derivative counts as zero beside the gradient's own size.
     zero = 1e-8 * max(inner(found.pulled[0], u)[1], inner(found.pulled[0], v)[1]) + 1e-300
-    errors, curves = [], []
+    results, curves = [], []
     for k, exact in enumerate((hessian.mixed, hessian.square)):
         unit = torch.eye(2, dtype=torch.float64)[k]
         slope, open_, size = _scalar(differences, unit)
         size_here = max(size, zero, abs(exact))
         open_ *= size / size_here
-        errors.append((abs(exact - slope) / size_here, *judge(abs(exact - slope) / size_here, open_, trial)))
+        gap = abs(exact - slope) / size_here
+        results.append((*judge(gap, open_, trial, order=2), gap, open_))
         curves.append(_curve(2, k, differences, unit, exact, size_here))
-    gap, verdict, limit = max(errors, key=lambda result: (_RANK[result[1]], result[0]))
-    detail = "∇⟨∇⟨w, f⟩, v⟩ and differences of ∇⟨w, f⟩"
+    verdict, limit, gap, open_ = max(results, key=lambda result: (_RANK[result[0]], result[2]))
+    row = _in_words(
+        CheckRow(names[0], verdict, gap, limit), open_, "∇⟨∇⟨w, f⟩, v⟩ and differences of ∇⟨w, f⟩"
+    )
     if hessian.silent and verdict == "wrong":
-        detail = "the gradient carries no graph: the second derivative is silently zero, where it is not"
-    rows = [CheckRow(names[0], verdict, gap, limit, detail)]
+        row = replace(row, detail="the gradient carries no graph: the second derivative is silently zero")
+    rows = [row]
     gap = abs(hessian.mixed - hessian.transposed) / max(hessian.size, zero)
     symmetric = rounding_limit(trial)
     rows.append(

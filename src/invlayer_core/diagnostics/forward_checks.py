@@ -66,8 +66,8 @@ def check_residual(trial: Trial) -> CheckRow:
     )
     if failed := _failed(trial):
         return replace(row, verdict="wrong", detail=f"failed samples: {failed}{off}")
-    if trial.solver_error > trial.eps**0.5:
-        return replace(row, verdict="suspicious", detail=f"{row.detail}: more than √eps")
+    if trial.solver_error > trial.accurate:
+        return replace(row, verdict="suspicious", detail=f"{row.detail}, more than {trial.accurate:.0e}")
     return row
 
 
@@ -125,33 +125,30 @@ def check_coupling(trial: Trial, noise: float) -> CheckRow:
     if not layout.batched:
         return CheckRow(name, "not available", detail="no argument has the batch dims of the output")
     rounding = 100 * max(trial.eps, noise)
-    probes: list[tuple[str, Callable[[Trial], Tensor]]] = [
-        ("in value, when the last one moves", _value_when_one_moves),
-        ("in value, when the others change places", _value_when_others_permute),
-        ("in gradient, when the last one moves", _gradient_when_one_moves),
-        ("in value, by the gradient", _gradient_of_one),
-    ]
-    worst, how, failed = torch.zeros(layout.count, dtype=torch.float64), "", []
-    for words, probe in probes:
+    changes, failed = [], []
+    for words, probe in _PROBES:
         try:
-            change = probe(trial)
+            changes.append((words, probe(trial)))
         except Exception as error:  # a probe moves the input; where the layer fails, the others tell
             failed.append(first_line(error))
-            continue
-        if float(change.max()) > float(worst.max()):
-            worst, how = change, words
-    if len(failed) == len(probes):
+    if not changes:
         return CheckRow(name, "not available", detail=failed[0])
-    largest = float(worst.max())
-    row = CheckRow(
-        name, "ok", largest, rounding, "no bit of a sample changes with the others",
-        int(worst.argmax()) if how else None, tuple(worst.tolist()),
-    )  # fmt: skip
-    if not how:
+    # The first probe that tells something; all that follow from it say it less plainly.
+    words, worst = next((pair for pair in changes if float(pair[1].max()) > rounding), _largest(changes))
+    largest, sample = float(worst.max()), int(worst.argmax())
+    row = CheckRow(name, "ok", largest, rounding, "no bit of a sample changes with the others")
+    if largest == 0.0:
         return row
-    if largest <= rounding:
-        return replace(row, detail=f"at rounding level: {how}")
-    return replace(row, verdict="suspicious", detail=f"a sample changes with the others: {how}")
+    row = replace(row, sample=sample, per_sample=tuple(worst.tolist()), detail=words.format(sample, largest))
+    return (
+        replace(row, detail=f"at rounding level: {row.detail}")
+        if largest <= rounding
+        else replace(row, verdict="suspicious")
+    )
+
+
+def _largest(changes: Sequence[tuple[str, Tensor]]) -> tuple[str, Tensor]:
+    return max(changes, key=lambda pair: float(pair[1].max()))
 
 
 def _replace_slices(trial: Trial, change: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
@@ -172,7 +169,8 @@ def _one_moved(trial: Trial) -> list[Tensor]:
 
 
 def _sample_change(trial: Trial, moved: Tensor, kept: Sequence[int]) -> Tensor:
-    size = trial.layout.per_sample(trial.value.abs()).clamp_min(1e-300)
+    size = trial.layout.per_sample(trial.value.abs())
+    size = size + 1e-8 * size.max() + 1e-300
     change = trial.layout.per_sample((moved - trial.value).abs()) / size
     mask = torch.zeros_like(change)
     mask[list(kept)] = 1.0
@@ -213,3 +211,11 @@ def _largest_slices(trial: Trial, tensors: Sequence[Tensor]) -> Tensor:
         for i in trial.layout.batched
     ]
     return torch.cat(rows, -1).abs().amax(-1)
+
+
+_PROBES: list[tuple[str, Callable[[Trial], Tensor]]] = [
+    ("sample {} changes by {:.0e} when the last one moves", _value_when_one_moves),
+    ("sample {} changes by {:.0e} when the others change places", _value_when_others_permute),
+    ("the gradient of sample {} changes by {:.0e} when the last one moves", _gradient_when_one_moves),
+    ("a cotangent of sample {} alone reaches the others' inputs, by {:.0e}", _gradient_of_one),
+]

@@ -21,6 +21,7 @@ COUPLING, CONDITIONING = "batch coupling", "conditioning of J"
 class _Evidence:
     trial: Trial
     rows: dict[str, CheckRow]
+    uncertainty: float  # of finite differences
 
     def __getitem__(self, name: str) -> CheckRow:
         return self.rows[name]
@@ -29,9 +30,9 @@ class _Evidence:
         return self.rows[name].verdict
 
 
-def limiting_factor(trial: Trial, rows: Sequence[CheckRow]) -> str:
+def limiting_factor(trial: Trial, rows: Sequence[CheckRow], uncertainty: float) -> str:
     """The first cause that applies: what spoils everything after it comes first."""
-    evidence = _Evidence(trial, {row.name: row for row in rows})
+    evidence = _Evidence(trial, {row.name: row for row in rows}, uncertainty)
     causes: list[Callable[[_Evidence], str]] = [
         _nondeterministic, _failed, _singular, _raises, _detached, _wrong_first, _wrong_forward_mode,
         _wrong_second, _ill_conditioned, _coupled, _noisy, _uncertain, _nothing,
@@ -47,6 +48,8 @@ def _amount(value: float | None) -> str:
     value = value or 0.0
     if value >= 10:
         return f"a factor of {value:.1g}"
+    if value >= 0.1:
+        return f"{100 * value:.0f} %"
     return f"{100 * value:.2g} %" if value >= 1e-3 else f"{value:.0e}"
 
 
@@ -108,6 +111,8 @@ def _wrong_first(found: _Evidence) -> str:
         return f"{start}, while forward mode agrees with them: the VJP rule is wrong."
     if not found.trial.systems:
         return f"{start}: a derivative rule on the way is wrong."
+    if found.trial.systems[0].residual is None:
+        return f"{start}: jacobian= is not the Jacobian of the inverse of what the solver returns."
     together = " VJP and JVP agree;" if found.verdict(BOTH) == "ok" else ""
     return (
         f"{start}:{together} the conditions do not describe what the solver returns. Do they use every "
@@ -158,8 +163,8 @@ def _coupled(found: _Evidence) -> str:
     if row.verdict != "suspicious":
         return ""
     return (
-        f"samples are coupled: {row.detail.split(': ')[-1]}, sample {row.sample} changes by {row.value:.0e} "
-        "(BatchNorm in train mode, a mean over the batch?). There is no gradient per sample then."
+        f"samples are coupled: {row.detail} (BatchNorm in train mode, a mean over the batch?). There is no "
+        "gradient per sample then."
     )
 
 
@@ -187,10 +192,11 @@ def _nothing(found: _Evidence) -> str:
     row, noise = found[VJP], found["forward noise"]
     if row.verdict == "not available":
         return f"nothing could be compared: {row.detail}."
-    start = (
-        f"nothing stands out; the gradient agrees with finite differences to {row.value:.0e}, and forward "
-        f"noise of {noise.value:.0e} lets them show no more"
-    )
+    start = f"nothing stands out; the gradient agrees with finite differences to {row.value:.0e}"
+    if (row.value or 0.0) <= 10 * found.uncertainty:
+        start += f", and forward noise of {noise.value:.0e} lets them show no more"
+    elif found.trial.systems:
+        start += ", as far as the solver's own tolerance allows (polish=2 would tell)"
     if found.verdict(SECOND) == "not available":
         return f"{start}. There is no second derivative: {found[SECOND].detail}."
     return f"{start}."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from invlayer_core.call import name_of
 from invlayer_core.certificate import SolveInfo
 from invlayer_core.diagnostics.modules import modules_of
 from invlayer_core.errors import ConditionsError
@@ -166,8 +167,13 @@ def read_outputs(layer: Callable[..., Any], result: Any) -> Outputs:
     tensors = tuple(leaf for leaf in leaves if _is_real(leaf))
     if not tensors:
         raise ConditionsError(
-            f"check_layer: {type(layer).__name__} returned {type(result).__name__} without a real "
+            f"check_layer: {name_of(layer)} returned {type(result).__name__} without a real "
             "floating-point tensor in it; accepted are a tensor, a pytree of tensors, or (tensor, info)."
+        )
+    if not sum(tensor.numel() for tensor in tensors):
+        raise ConditionsError(
+            f"check_layer: {name_of(layer)} returned tensors without entries, of shapes "
+            f"{[tuple(tensor.shape) for tensor in tensors]}; accepted is at least one sample."
         )
     return Outputs(tensors, next((leaf for leaf in leaves if isinstance(leaf, SolveInfo)), None))
 

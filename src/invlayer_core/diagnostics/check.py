@@ -13,13 +13,8 @@ from typing import Any
 import torch
 
 from invlayer_core.call import name_of
-from invlayer_core.diagnostics.derivative_checks import (
-    Derivatives,
-    check_first_order,
-    check_noise,
-    check_second_order,
-    first_order_curves,
-)
+from invlayer_core.diagnostics.derivatives import Derivatives, first_order_curves
+from invlayer_core.diagnostics.first_order import check_first_order, check_noise
 from invlayer_core.diagnostics.forward_checks import (
     check_conditioning,
     check_coupling,
@@ -28,6 +23,7 @@ from invlayer_core.diagnostics.forward_checks import (
 )
 from invlayer_core.diagnostics.limit import limiting_factor
 from invlayer_core.diagnostics.report import CheckRow, LayerReport
+from invlayer_core.diagnostics.second_order import check_second_order
 from invlayer_core.diagnostics.subject import Subject
 from invlayer_core.diagnostics.trial import Trial, first_line
 from invlayer_core.errors import ConvergenceError, ConvergenceWarning, PerformanceWarning
@@ -147,7 +143,10 @@ def _describe(layer: Callable[..., Any]) -> str:
     if isinstance(layer, RootLayer | FixedPointLayer):
         solver = layer.solver if isinstance(layer.solver, str) else name_of(layer.solver)
         return f"{type(layer).__name__}(solver={solver!r})"
-    return type(layer).__name__ if isinstance(layer, torch.nn.Module) else name_of(layer)
+    if isinstance(layer, torch.nn.Module):
+        return type(layer).__name__
+    owner = getattr(layer, "__self__", None)
+    return f"{owner.__name__}.{layer.__name__}" if isinstance(owner, type) else name_of(layer)
 
 
 def _with_info(layer: Callable[..., Any]) -> Callable[..., Any]:

@@ -59,6 +59,14 @@ class Differences:
         size = (best * cotangent).norm() + _rounding_size(self.value * cotangent)
         return series, deviation / (2**0.5 * self.steps), size
 
+    def scalar(self, cotangent: Tensor) -> tuple[float, float, float]:
+        """⟨cotangent, D⟩ at the chosen step, its relative uncertainty, and its size."""
+        series, floor, size = self.along(cotangent)
+        k = self.chosen
+        near = series[max(k - 1, 0) : k + 2]
+        gap = float((near - series[k]).abs().nan_to_num(0.0).max())
+        return float(series[k]), max(gap, float(floor[k])) / float(size), float(size)
+
     @property
     def chosen(self) -> int:
         """The step whose slope agrees best with its neighbours, noise counted in."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from invlayer_core.diagnostics.optional import import_optional
@@ -13,8 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["plot_report"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito: told apart by colour-blind readers, too
-_SMALLEST = 1e-17  # errors of zero are drawn here
-_GREY = "#666666"
+_SMALLEST = 1e-17  # where zero is drawn
+_GREY, _LIGHT = "#666666", "#dddddd"
+_WORST, _OTHERS = "#D55E00", "#56B4E9"
 
 
 def plot_report(report: LayerReport) -> Figure:
@@ -37,45 +40,57 @@ def plot_report(report: LayerReport) -> Figure:
 
 
 def _title(report: LayerReport) -> str:
-    import textwrap
-
     return "\n".join([report.layer, *textwrap.wrap(f"limit: {report.limit}", 110)[:2]])
 
 
 def _curves(axis: Any, curves: list[DifferenceCurve]) -> None:
+    noise = "noise of the forward" if curves[0].order == 1 else "noise of the gradient"
     for curve, colour in zip(curves, _COLOURS, strict=False):
         errors = [max(error, _SMALLEST) for error in curve.errors]
-        axis.loglog(
-            curve.steps, errors, "o-", color=colour, ms=3.5, lw=1.3, label=f"direction {curve.direction + 1}"
-        )
-        axis.loglog(curve.steps, curve.noise, "--", color=colour, lw=0.8, alpha=0.7)
-        axis.loglog(
-            curve.steps[curve.chosen], errors[curve.chosen], "o", color=colour, ms=10, mfc="none", mew=1.6
-        )
-    axis.plot([], [], "--", color=_GREY, lw=0.8, label="noise of the forward")
-    axis.plot([], [], "o", color=_GREY, ms=10, mfc="none", mew=1.6, label="chosen step")
-    first = curves[0].order == 1
-    axis.set_title(
-        "Finite differences vs VJP" if first else "Differences of the gradient vs double backward",
-        fontsize=10,
-    )
-    axis.set_xlabel("step h, relative to the inputs")
-    axis.set_ylabel("relative difference")
-    axis.grid(True, which="major", color="#dddddd", lw=0.6)
+        label = f"direction {curve.direction + 1}"
+        axis.loglog(curve.steps, errors, "o-", color=colour, ms=3.5, lw=1.4, label=label)
+        axis.loglog(curve.steps, curve.noise, "--", color=colour, lw=0.9, alpha=0.7)
+        chosen = curve.steps[curve.chosen], errors[curve.chosen]
+        axis.loglog(*chosen, "o", color=colour, ms=10, mfc="none", mew=1.6)
+    axis.axvline(curves[0].predicted, color=_GREY, lw=0.8, ls=":")
+    axis.plot([], [], "--", color=_GREY, lw=0.9, label=noise)
+    axis.plot([], [], ":", color=_GREY, lw=0.8, label="step matched to it")
+    axis.plot([], [], "o", color=_GREY, ms=8, mfc="none", mew=1.4, ls="none", label="step chosen")
+    _label(axis, _CURVE_TITLES[curves[0].order], "step h, relative to the inputs", "relative difference")
+    axis.grid(True, which="major", color=_LIGHT, lw=0.6)
     axis.legend(fontsize=7, frameon=False)
 
 
+_CURVE_TITLES = {
+    1: "Finite differences of the layer − VJP",
+    2: "Finite differences of the gradient − double backward",
+}
+
+
 def _bars(axis: Any, row: CheckRow) -> None:
-    values = [max(value, _SMALLEST) for value in row.per_sample]
-    colours = ["#D55E00" if row.sample == i else "#56B4E9" for i in range(len(values))]
-    low = min(values) / 3
-    axis.bar(range(len(values)), [value - low for value in values], bottom=low, color=colours, width=0.8)
+    condition = row.name == "conditioning of J"
+    values = [value if math.isfinite(value) else 1e20 for value in row.per_sample]
+    positive = [value for value in values if value > 0] or [_SMALLEST]
+    bottom = 1.0 if condition else 10.0 ** math.floor(math.log10(min(positive)) - 0.5)
+    colours = [_WORST if row.sample == i else _OTHERS for i in range(len(values))]
+    heights = [max(value - bottom, 0.0) for value in values]
     axis.set_yscale("log")
-    residual = row.name == "residual"
-    axis.set_title("Residual per sample" if residual else "Condition of J per sample", fontsize=10)
-    axis.set_xlabel("sample")
-    axis.set_ylabel("‖F(y)‖∞" if residual else "σ₁ / σₙ")
+    axis.bar(range(len(values)), heights, bottom=bottom, color=colours, width=0.8)
     if row.tolerance is not None and max(values) > row.tolerance / 1e3:
-        axis.axhline(row.tolerance, color=_GREY, lw=0.8, ls="--")
-    axis.grid(True, axis="y", color="#dddddd", lw=0.6)
+        axis.axhline(row.tolerance, color=_GREY, lw=0.9, ls="--", label="ill-conditioned above")
+        axis.legend(fontsize=7, frameon=False)
+    axis.set_ylim(bottom, max(10 * bottom, 3 * max(values)))
+    axis.set_xlim(-0.8, len(values) - 0.2)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    title = "Condition number of J" if condition else "Residual"
+    _label(axis, f"{title} (worst: sample {row.sample})", "sample", "σ₁ / σₙ" if condition else "‖F(y)‖∞")
+    axis.grid(True, axis="y", which="major", color=_LIGHT, lw=0.6)
     axis.set_axisbelow(True)
+
+
+def _label(axis: Any, title: str, x: str, y: str) -> None:
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_xlabel(x, fontsize=9)
+    axis.set_ylabel(y, fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)

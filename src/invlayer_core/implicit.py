@@ -137,7 +137,8 @@ def solve_implicitly(
         y, claimed, outcome = run_forward(forward, tensors)
     system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
     with _functorch.own_saved_tensors():
-        system, residual = _certify(system, y, find=captured is None and torch.is_grad_enabled())
+        watched = torch.is_grad_enabled() or _functorch.in_forward_mode()  # no_grad stops no tangent
+        system, residual = _certify(system, y, find=captured is None and watched)
     steps = None
     if settings.polish:
         with outside_inference_mode(), _functorch.own_saved_tensors():

@@ -8,6 +8,7 @@ around it; the one that agrees best with its neighbours is chosen, and that agre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -56,7 +57,7 @@ class Differences:
         series = self.slopes @ cotangent
         deviation = (self.noise.deviation * cotangent).square().sum().sqrt()
         best = self.slopes[self.chosen]
-        size = (best * cotangent).norm() + _rounding_size(self.value * cotangent)
+        size = (best * cotangent).norm() + _rounding_size(self.value * cotangent) + 1e-300
         return series, deviation / (2**0.5 * self.steps), size
 
     def scalar(self, cotangent: Tensor) -> tuple[float, float, float]:
@@ -147,5 +148,7 @@ def _predict(evaluate: Callable[[float], Tensor], value: Tensor, deviation: Tens
     wide = min(max(noise ** (1 / 5), 1e-3), 0.1)
     third = evaluate(2 * wide) - 2 * evaluate(wide) + 2 * evaluate(-wide) - evaluate(-2 * wide)
     bend = float((third / (2 * wide**3) / size).square().mean().sqrt())
-    bend = bend if bend > 1e-3 else 1e-3 if bend >= 0 else 1.0  # NaN: take one
+    if not math.isfinite(noise + bend):
+        return eps ** (1 / 3)
+    bend = max(bend, 1e-3)  # a straight line would ask for an endless step
     return float(min(max((3 * noise / bend) ** (1 / 3), eps ** (2 / 3)), 0.05))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -14,10 +15,14 @@ from invlayer_core.diagnostics.trial import first_line, inner
 
 __all__ = ["check_first_order", "check_noise"]
 
+_NOT_BESIDE = "the layer could not be evaluated beside the point"
+
 
 def check_noise(found: Derivatives) -> CheckRow:
     """The forward's noise, and the finite differences it allows."""
     name, limit = "forward noise", found.trial.accurate
+    if not math.isfinite(found.noise):
+        return unavailable(name, _NOT_BESIDE)
     steps = [float(d.steps[d.chosen]) for d in found.differences]
     failures = sum(d.failures for d in found.differences)
     detail = (
@@ -72,9 +77,6 @@ def _vjp_against_differences(found: Derivatives) -> CheckRow:
         detail = "no output carries a gradient" + (", though values change" if verdict == "wrong" else "")
         return replace(row, detail=detail)
     return localise(row, found, k) if verdict == "wrong" else row
-
-
-_NOT_BESIDE = "the layer could not be evaluated beside the point"
 
 
 def _jvp_against_differences(found: Derivatives) -> CheckRow:

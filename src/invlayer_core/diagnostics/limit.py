@@ -171,7 +171,7 @@ def _coupled(found: _Evidence) -> str:
 def _noisy(found: _Evidence) -> str:
     noise, residual = found["forward noise"], found["residual"]
     parts = []
-    if noise.verdict != "ok":
+    if noise.verdict == "suspicious":
         parts.append(f"forward noise {noise.value:.0e}")
     if residual.verdict == "suspicious":
         parts.append(f"y is off by {found.trial.solver_error:.0e} of itself")

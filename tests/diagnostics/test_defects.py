@@ -258,3 +258,15 @@ def test_a_layer_that_can_be_evaluated_at_one_point_only():
     report = inv.check_layer(layer, a)
     assert named(report, "not available") >= {"forward noise", VJP, JVP, SECOND}
     assert "nothing could be compared: the layer could not be evaluated beside the point" in report.limit
+
+
+def test_a_gradient_that_depends_on_the_values_of_others():
+    class Scaled(defects.Cubic):
+        @staticmethod
+        def backward(ctx: object, cotangent: Tensor) -> Tensor:
+            (y,) = ctx.saved_tensors
+            return cotangent / (3 * y**2 + 1) * (1 + 1e-9 * y.mean())
+
+    row = examine(Scaled.apply, batch_of_a()).row("batch coupling")
+    assert row.verdict == "suspicious"
+    assert "the gradient of sample" in row.detail

@@ -18,6 +18,7 @@ from invlayer_core.inputs import check_devices, check_unknown, working_precision
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.solvers.contract import Solver
+from invlayer_core.solvers.direct import is_factors
 from invlayer_core.solvers.lookup import get_solver, solvers
 from invlayer_core.solvers.registry import get_registry
 from invlayer_core.structure import Arguments, SystemShape
@@ -159,15 +160,17 @@ def result(solution: Solution, dtype: torch.dtype, settings: Settings) -> Any:
 
 
 def result_with_aux(solution: Solution, dtype: torch.dtype, settings: Settings) -> Any:
-    """y, or ``(y, aux)`` if the solver function returned such a pair."""
-    y = solution.y.to(dtype)
-    if len(solution.outcome.aux) > 1:
+    """y, or ``(y, aux)`` if the solver function returned such a pair; a factor alone is no aux."""
+    y, aux = solution.y.to(dtype), solution.outcome.aux
+    if aux and is_factors(aux[0]):  # for the derivative, not for the user
+        return (y, solution.info) if settings.return_info else y
+    if len(aux) > 1:
         raise UnsupportedTransformError(
             "a solver function that returns (y, aux) was mapped by torch.vmap, which cannot hand out one aux "
             "for each slice. Accepted is a solver function that returns y alone, or one call on the whole "
             "batch."
         )
-    pair = (y, solution.outcome.aux[0]) if solution.outcome.aux else y
+    pair = (y, aux[0]) if aux else y
     return (pair, solution.info) if settings.return_info else pair
 
 

@@ -29,6 +29,7 @@ from invlayer_core.execution.outcome import Outcome
 from invlayer_core.inputs import outside_inference_mode
 from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
+from invlayer_core.solvers.direct import handed_factors
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["BatchMode", "OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
@@ -135,7 +136,8 @@ def solve_implicitly(
     """
     with outside_inference_mode():
         y, claimed, outcome = run_forward(forward, tensors)
-    system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
+    shape = SystemShape.of(y, settings.event_dims)
+    system = System(conditions, arguments, shape, captured or (), jacobian, measurable)
     with _functorch.own_saved_tensors():
         watched = torch.is_grad_enabled() or _functorch.in_forward_mode()  # no_grad stops no tangent
         system, residual = _certify(system, y, find=captured is None and watched)
@@ -145,17 +147,20 @@ def solve_implicitly(
             y, residual, steps = polish(system, y, residual, settings.polish)
     measured = system.shape.vectors(residual) if measurable else None
     flat, beside = system.shape.vectors(y), None
-    holds = measured is not None and all_hold(flat, measured, settings.atol)
+    if measured is not None:
+        holds = all_hold(flat, measured, settings.atol)
+    else:  # nothing to measure: it holds where the solver itself has no doubts
+        holds = outcome.without_doubts and all_hold(flat, torch.zeros_like(flat), settings.atol)
     if holds and not settings.return_info:
-        return Solution(_attach(system, y, None, settings), None, outcome)  # no one asked for more
+        return Solution(_attach(system, y, None, settings, outcome), None, outcome)  # no one asked for more
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
     if measured is not None and not holds:
         beside = _residual_beside(system, nudged(flat, settings.rtol))
     verdict = judge(flat, measured, beside, claimed, settings.atol)
-    info = _info(verdict, outcome, forward, steps)
+    info = _info(verdict, outcome, forward, steps, settings.adjoint.describe(system.shape, y.dtype))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    return Solution(_attach(system, y, dead, settings), info, outcome)
+    return Solution(_attach(system, y, dead, settings, outcome), info, outcome)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
@@ -184,7 +189,9 @@ def _residual_beside(system: System, flat: Tensor) -> Tensor:
         return system.shape.vectors(system.residual(flat.reshape(system.shape.full), theta))
 
 
-def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None) -> SolveInfo:
+def _info(
+    verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None, linear_solver: str
+) -> SolveInfo:
     status = _functorch.plain(verdict.status)
     return SolveInfo(
         ok=_functorch.plain(verdict.ok),
@@ -197,6 +204,7 @@ def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | 
         batch=forward.how,
         polish=torch.zeros_like(status) if steps is None else _functorch.plain(steps),
         aux=outcome.aux,
+        linear_solver=linear_solver,
     )
 
 
@@ -215,10 +223,12 @@ def _bury(
     return y, dead
 
 
-def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings) -> Tensor:
+def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings, outcome: Outcome) -> Tensor:
     if not _needs_derivative(system):
         return y
-    return settings.adjoint.attach(system, y, dead, 0.0 if settings.on_failure == "zero_grad" else torch.nan)
+    factors = () if _functorch.is_active() else handed_factors(outcome.aux, system.shape.count)
+    dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
+    return settings.adjoint.attach(system, y, dead, dead_value, factors)
 
 
 def _needs_derivative(system: System) -> bool:

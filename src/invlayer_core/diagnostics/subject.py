@@ -186,7 +186,9 @@ def _differentiable(layer: Callable[..., Any], paths: Sequence[tuple[tuple[Any, 
     """Positions of the arguments to differentiate by; no gradient flows to the guess ``y0`` of our layers."""
     guess = isinstance(layer, RootLayer | FixedPointLayer)
     real = [
-        i for i, (path, leaf) in enumerate(paths) if _is_real(leaf) and not (guess and _name(path) == "y0")
+        i
+        for i, (path, leaf) in enumerate(paths)
+        if _is_real(leaf) and not (guess and _name(path).startswith("y0"))
     ]
     asked = [i for i in real if paths[i][1].requires_grad]
     return asked or real

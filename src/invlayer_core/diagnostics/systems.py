@@ -92,14 +92,9 @@ def _examine(node: Any) -> SystemFacts:
     y, dead, *theta = node.saved_tensors
     shape = rule.system.shape
     method = rule.settings.method(shape, y.dtype)
-    asked = rule.settings.linear_solver
-    size = _bytes(shape.count * shape.size**2 * y.dtype.itemsize)
-    why = (
-        f"linear_solver='auto' takes {method}: J is {size}" if asked == "auto" else f"linear_solver={method}"
-    )
     label = (
         f"conditions {name_of(_users_function(rule.system.function))!r}: {shape.count} × {shape.size} "
-        f"unknowns, {type(rule.settings).__name__}(singular={rule.settings.singular!r}), {why}"
+        f"unknowns, singular={rule.settings.singular!r}, solved by {rule.settings.describe(shape, y.dtype)}"
     )
     failed = None if dead is None else _host(dead.reshape(-1)).bool()
     declared = isinstance(rule.system.function, DeclaredJacobianConditions)
@@ -150,12 +145,3 @@ def _users_function(function: Any) -> Any:
 
 def _host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float64)
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} GiB"

@@ -40,12 +40,13 @@ class Outcome:
     message: tuple[str, ...]
     cause: BaseException | None = None
     aux: tuple[Any, ...] = ()
+    without_doubts: bool = False  # whether every sample is claimed, known without a look at values
 
     @classmethod
     def without_claims(cls, y: Tensor, batch: Size, aux: tuple[Any, ...]) -> Outcome:
         """What a plain function leaves: a solution, and not a word about it."""
         status = torch.zeros(batch, dtype=torch.int64, device=y.device)  # CONVERGED: not taken at its word
-        return cls(y, status, status - 1, ("",) * batch.numel(), None, aux)
+        return cls(y, status, status - 1, ("",) * batch.numel(), None, aux, without_doubts=True)
 
 
 def claimed_status(success: Any, count: int, device: torch.device) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._C import _functorch as _C
 
 __all__ = [
+    "above_autograd",
     "apply",
     "current_level",
     "forward_mode_depth",
@@ -184,3 +185,12 @@ def plain(tensor: Tensor) -> Tensor:
             tensor = _unmap(tensor)
         else:
             return tensor.detach()
+
+
+@contextmanager
+def above_autograd() -> Iterator[None]:
+    """Inside a custom operator, where torch has switched autograd off, switch it on again."""
+    included = torch._C._dispatch_tls_local_include_set()
+    nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
+    with torch._C._ForceDispatchKeyGuard(included, nothing):
+        yield

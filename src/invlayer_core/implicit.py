@@ -11,22 +11,25 @@ A problem kind (root, fixed point, inverse, ...) is no more than conditions F an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core._autocast import autocast_is_on, without_autocast
 from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.captured import evaluate_and_capture
 from invlayer_core.certificate import SolveInfo, Verdict, all_hold, judge, nudged, report_failures
+from invlayer_core.conditions.structured import StructuredConditions, StructuredJacobian
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import Forward, run_forward
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.inputs import outside_inference_mode
+from invlayer_core.leaves import EventDims, check_event_dims
 from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
 from invlayer_core.solvers.direct import handed_factors
@@ -54,8 +57,9 @@ class Settings:
     polish : int or "auto"
         Newton steps on F after the solve, each kept only where it lowers the residual. ``"auto"`` goes on
         as long as one sample gains, up to 10.
-    event_dims : int
-        The last ``event_dims`` dims of y are one system's unknowns; leading dims are batch.
+    event_dims : int, or a pytree of int
+        The last ``event_dims`` dims of y are one system's unknowns; leading dims are batch. For a pytree of
+        unknowns: one number for all leaves, or one for each in the structure of y.
     adjoint : Adjoint
         The rule by which derivatives cross the solve.
     batch : {"auto", "serial", "lockstep"}
@@ -64,16 +68,21 @@ class Settings:
         lockstep where the solver is declared thread-safe.
     return_info : bool
         Return ``(y, SolveInfo)``.
+    compile : bool
+        Take first derivatives in reverse mode by one function that ``torch.compile`` has made of the
+        conditions, their Jacobian and the linear solve. Worth it where the conditions live on: on a layer, or
+        as a function at module level. It compiles again for each new function.
     """
 
     on_failure: OnFailure = "raise"
     atol: float | None = None
     rtol: float | None = None
     polish: int | Literal["auto"] = 0
-    event_dims: int = 1
+    event_dims: EventDims = 1
     adjoint: Adjoint = field(default_factory=Implicit)
     batch: BatchMode = "auto"
     return_info: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         accepted = get_args(OnFailure)
@@ -90,7 +99,7 @@ class Settings:
         if self.batch not in get_args(BatchMode):
             raise ConditionsError(f"batch={self.batch!r}: accepted are 'auto', 'serial' and 'lockstep'.")
         if not isinstance(self.event_dims, int) or self.event_dims < 0:
-            raise ConditionsError(f"event_dims={self.event_dims!r}: accepted is an integer >= 0.")
+            check_event_dims(self.event_dims)
 
 
 @final
@@ -134,10 +143,20 @@ def solve_implicitly(
     measurable : bool
         False if F is known only by its Jacobian, so that its value says nothing.
     """
+    if autocast_is_on():
+        with without_autocast():
+            return solve_implicitly(
+                conditions, arguments, forward, tensors, settings,
+                captured=captured, jacobian=jacobian, measurable=measurable,
+            )  # fmt: skip
     with outside_inference_mode():
         y, claimed, outcome = run_forward(forward, tensors)
+    if outcome.structure is not None:  # y is a pytree, or complex: from here on one real vector per sample
+        conditions = StructuredConditions(conditions, outcome.structure)
+        jacobian = None if jacobian is None else StructuredJacobian(jacobian, outcome.structure)
+        settings = replace(settings, event_dims=1)
     shape = SystemShape.of(y, settings.event_dims)
-    system = System(conditions, arguments, shape, captured or (), jacobian, measurable)
+    system = System(conditions, arguments, shape, captured or (), jacobian, measurable, settings.compile)
     with _functorch.own_saved_tensors():
         watched = torch.is_grad_enabled() or _functorch.in_forward_mode()  # no_grad stops no tangent
         system, residual = _certify(system, y, find=captured is None and watched)

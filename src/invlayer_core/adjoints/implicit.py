@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core._autocast import autocast_is_on, without_autocast
 from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.rule import ImplicitRule
 from invlayer_core.conditions.system import System
@@ -212,12 +213,18 @@ class _ImplicitFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        if autocast_is_on():
+            with without_autocast():
+                return _ImplicitFunction.backward(ctx, cotangent)
         y, dead, *theta = _functorch.revive(ctx.saved_tensors)
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *ctx.rule.pullback(y, dead, theta, cotangent, wanted)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        if autocast_is_on():
+            with without_autocast():
+                return _ImplicitFunction.jvp(ctx, *tangents)
         y, dead, *theta = _functorch.revive(ctx.saved_tensors)
         result: Tensor = ctx.rule.pushforward(y, dead, theta, tangents[3:])
         return result

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.adjoints.compiled import pull_back_compiled
 from invlayer_core.adjoints.failed import answer_for_failed, out_of_harm
 from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
 from invlayer_core.conditions.system import System
@@ -57,11 +58,16 @@ class ImplicitRule:
         cotangent: Tensor,
         wanted: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
-        if y.numel() == 0:
-            return _everywhere(0.0, theta, wanted)
+        if y.numel() == 0:  # zeros that hang on the graph, so that they can be differentiated again
+            empty = y.sum() + cotangent.sum()
+            return tuple(None if t is None else t + empty for t in _everywhere(0.0, theta, wanted))
         if dead is not None and bool(_functorch.plain(dead).all()):
             unasked = bool((_functorch.plain(cotangent) == 0).all())
             return _everywhere(0.0 if unasked else self.dead_value, theta, wanted)
+        if self.system.compile and dead is None:
+            pulled = pull_back_compiled(self.settings, self.system, y, theta, cotangent, wanted)
+            if pulled is not None:
+                return pulled
         linearization = self._linearize(y, dead, theta, wanted, [cotangent])
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         method = self.settings.method(self.system.shape, y.dtype)
@@ -82,10 +88,10 @@ class ImplicitRule:
         """Every case: derivatives of the result, mapped tensors, failed and singular samples, lost digits."""
         blocks = per_sample_blocks(linearization, uneven=True)
         weights, decided, rhs = self._solve(linearization, blocks, flat, dead, transpose=True)
-        pulled = linearization.pullback(-weights, wanted)
-        back = (blocks.mT @ -weights.unsqueeze(-1)) if pulled.y is None else pulled.y
+        found = linearization.pullback(-weights, wanted)
+        back = (blocks.mT @ -weights.unsqueeze(-1)) if found.y is None else found.y
         if self._holds(back, rhs, decided):
-            return pulled.theta
+            return found.theta
         explain_inaccurate(linearization, blocks)
         weights = refine(blocks, weights, rhs)
         return linearization.pullback(-weights, wanted).theta
@@ -211,7 +217,7 @@ class ImplicitRule:
         The sizes of the terms are not visible, but the changes that F undergoes when y and θ are scaled
         are: alternating signs and uneven weights keep terms from cancelling, as they do in F itself.
         """
-        floating = [t.is_floating_point() for t in theta]
+        floating = [t.is_floating_point() or t.is_complex() for t in theta]
         tangents = [_uneven(t) if real else None for t, real in zip(theta, floating, strict=True)]
         flat = y.reshape(blocks.shape[0], -1)
         of_theta = (
@@ -274,7 +280,8 @@ def _everywhere(value: float, theta: Sequence[Tensor], wanted: Sequence[bool]) -
 
 
 def _uneven(tensor: Tensor) -> Tensor:
-    steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
+    steps = torch.arange(tensor.numel(), dtype=tensor.dtype.to_real(), device=tensor.device)
+    steps = steps.reshape(tensor.shape)
     return (
         tensor.detach() * (1.0 + 0.3 * torch.sin(steps)) * torch.where(steps % 2 == 0, 1.0, -1.0).to(tensor)
     )

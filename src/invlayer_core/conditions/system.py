@@ -37,6 +37,8 @@ class System:
     measurable : bool
         False if F is known by that Jacobian alone, so that neither its value nor its pullback to y tells
         anything.
+    compile : bool
+        Whether derivatives of F are taken by one compiled function.
     """
 
     function: Callable[..., Tensor]
@@ -45,6 +47,7 @@ class System:
     captured: tuple[Tensor, ...] = ()
     jacobian: Callable[..., Tensor] | None = None
     measurable: bool = True
+    compile: bool = False
 
     @property
     def theta(self) -> tuple[Tensor, ...]:
@@ -92,7 +95,8 @@ class System:
             raise ConditionsError(f"{called} returned {_describe(residual)}; accepted is one torch.Tensor.")
         if not residual.is_floating_point():
             raise ConditionsError(
-                f"{called} returned dtype {residual.dtype}; accepted is a real floating-point tensor."
+                f"{called} returned dtype {residual.dtype}; accepted is a real floating-point tensor. "
+                "If the unknowns are complex, give a complex y0."
             )
         if residual.ndim < len(batch) or residual.shape[: len(batch)] != batch:
             raise ConditionsError(

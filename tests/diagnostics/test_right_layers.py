@@ -60,6 +60,19 @@ def test_parameters_of_modules_in_a_closure_are_inputs():
     assert report.ok
 
 
+NET = Net()
+
+
+def uses_a_global(a: Tensor) -> Tensor:
+    return inv.fixed_point(lambda y, a: NET(y, a), torch.zeros_like(a), args=a)
+
+
+def test_parameters_of_modules_that_inner_functions_name_are_inputs():
+    report = inv.check_layer(uses_a_global, batch_of_a())
+    assert report.inputs == ("args[0]", "parameter linear.weight", "parameter linear.bias")
+    assert report.ok
+
+
 def test_a_network_around_a_layer():
     class Network(nn.Module):
         def __init__(self) -> None:
@@ -115,13 +128,13 @@ def test_a_matrix_free_layer_has_no_condition_number():
     report = inv.check_layer(inv.RootLayer(cubic, adjoint=adjoint), a, y0=torch.zeros_like(a))
     assert report.ok
     assert "Krylov" in report.row("conditioning of J").detail
-    assert "linear_solver=GMRES" in report.systems[0]
+    assert "solved by GMRES(" in report.systems[0]
 
 
 def test_which_linear_solver_auto_takes():
     a = batch_of_a()
     report = inv.check_layer(inv.RootLayer(cubic), a, y0=torch.zeros_like(a))
-    assert "linear_solver='auto' takes LU(): J is 288 B" in report.systems[0]
+    assert "solved by LU() (auto: " in report.systems[0]
 
 
 def test_badly_scaled_equations_are_not_ill_conditioned():
@@ -193,3 +206,26 @@ def test_scipy_solvers_at_their_default_tolerance(solver: str):
     a = batch_of_a()
     report = inv.check_layer(inv.RootLayer(cubic, solver=solver), a, y0=torch.zeros_like(a))
     assert report.ok, str(report)
+
+
+def test_complex_unknowns_and_arguments():
+    def conditions(z: Tensor, c: Tensor) -> Tensor:
+        return z**2 + 0.1 * z.conj() - c
+
+    c = torch.complex(batch_of_a(), 0.3 * batch_of_a())
+    report = inv.check_layer(inv.RootLayer(conditions), c, y0=torch.ones_like(c))
+    assert report.ok, str(report)
+    assert report.batch == (4,)
+    assert report.row(VJP).value < 1e-9
+
+
+def test_unknowns_in_a_pytree():
+    def conditions(y: dict[str, Tensor], a: Tensor) -> dict[str, Tensor]:
+        return {"u": y["u"] ** 3 + y["u"] - a, "v": y["v"] - y["u"].sum(-1, keepdim=True)}
+
+    a = batch_of_a()
+    y0 = {"u": torch.zeros_like(a), "v": torch.zeros(4, 1, dtype=torch.float64)}
+    report = inv.check_layer(inv.RootLayer(conditions), a, y0=y0)
+    assert report.ok, str(report)
+    assert report.inputs == ("args[0]",)
+    assert len(report.row("conditioning of J").per_sample) == 4

@@ -46,7 +46,7 @@ def check_layer(layer: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Laye
         A layer, a function decorated with :func:`~invlayer_core.implicit_function`, or any callable of
         tensors that returns a tensor, a pytree of tensors, or ``(tensor, info)``.
     *args, **kwargs
-        What it is called with. Differentiated by: the real floating-point tensors that require grad (all
+        What it is called with. Differentiated by: the floating-point tensors that require grad (all
         of them, if none does), and the parameters of the modules that the layer is or uses.
 
     Returns
@@ -57,7 +57,7 @@ def check_layer(layer: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Laye
     Raises
     ------
     ConditionsError
-        If there is nothing to differentiate, or no real floating-point tensor comes back.
+        If there is nothing to differentiate, or no floating-point tensor comes back.
 
     Notes
     -----

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -43,6 +45,21 @@ def _held(value: Any) -> Iterator[Any]:
     elif inspect.ismethod(value):
         yield from (value.__self__, value.__func__)
     elif inspect.isfunction(value):
-        names = inspect.getclosurevars(value)
-        held = [*names.nonlocals.values(), *names.globals.values()]
-        yield from (item for item in held if callable(item) and not inspect.isclass(item))
+        yield from (item for item in _referenced(value) if callable(item) and not inspect.isclass(item))
+
+
+def _referenced(function: FunctionType) -> Iterator[Any]:
+    """What a function's closure holds, and the globals that it and the functions inside it name."""
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not filled yet
+            yield cell.cell_contents
+    for name in _names(function.__code__):
+        if name in function.__globals__:
+            yield function.__globals__[name]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

@@ -16,6 +16,7 @@ __all__ = ["plot_report"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito: told apart by colour-blind readers, too
 _SMALLEST = 1e-17  # where zero is drawn
+_TITLE = 140  # characters over two panels
 _GREY, _LIGHT = "#666666", "#dddddd"
 _WORST, _OTHERS = "#D55E00", "#56B4E9"
 
@@ -35,12 +36,14 @@ def plot_report(report: LayerReport) -> Figure:
         _bars(axis, panel) if isinstance(panel, CheckRow) else _curves(axis, panel)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    figure.suptitle(_title(report), fontsize=10, x=0.01, ha="left")
+    figure.suptitle(_title(report, columns > 1), fontsize=9, x=0.01, ha="left")
     return figure
 
 
-def _title(report: LayerReport) -> str:
-    return "\n".join([report.layer, *textwrap.wrap(f"limit: {report.limit}", 110)[:2]])
+def _title(report: LayerReport, wide: bool) -> str:
+    return "\n".join(
+        [report.layer, *textwrap.wrap(f"limit: {report.limit}", _TITLE if wide else _TITLE // 2)[:3]]
+    )
 
 
 def _curves(axis: Any, curves: list[DifferenceCurve]) -> None:

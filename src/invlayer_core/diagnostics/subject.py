@@ -33,7 +33,7 @@ class Input:
 @final
 @dataclass(frozen=True)
 class Outputs:
-    """The real floating-point tensors that a call returned, and its info if there was one."""
+    """The floating-point tensors that a call returned, and its info if there was one."""
 
     tensors: tuple[Tensor, ...]
     info: SolveInfo | None
@@ -94,11 +94,11 @@ class Subject:
         self._positions = _differentiable(layer, paths)
         self._host = _Host(modules_of(layer))
         self._parameters = [
-            name for name, p in self._host.named_parameters() if _is_real(p) and p.requires_grad
+            name for name, p in self._host.named_parameters() if p.is_floating_point() and p.requires_grad
         ]
         parameters = dict(self._host.named_parameters())
         self.inputs = (
-            *(Input(_name(paths[i][0]), paths[i][1].detach()) for i in self._positions),
+            *(Input(_name(paths[i][0]), as_real(paths[i][1].detach())) for i in self._positions),
             *(
                 Input(f"parameter {name.split('.', 1)[1]}", parameters[name].detach())
                 for name in self._parameters
@@ -106,7 +106,7 @@ class Subject:
         )
         if not self.inputs:
             raise ConditionsError(
-                f"check_layer: none of the {len(paths)} arguments is a real floating-point tensor, and the "
+                f"check_layer: none of the {len(paths)} arguments is a floating-point tensor, and the "
                 "layer has no parameters: there is nothing to differentiate by. Accepted are tensors that "
                 "the layer depends on, as in inv.check_layer(layer, a, b)."
             )
@@ -130,7 +130,9 @@ class Subject:
         split = self.argument_count
         leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
         for position, tensor in zip(self._positions, tensors[:split], strict=True):
-            leaves[position] = tensor
+            leaves[position] = (
+                torch.view_as_complex(tensor) if self._leaves[position].is_complex() else tensor
+            )
         args, kwargs = _pytree.tree_unflatten(leaves, self._spec)
         swapped = {name: buffer.detach().clone() for name, buffer in self._host.named_buffers()}
         swapped |= dict(zip(self._parameters, tensors[split:], strict=True))
@@ -161,13 +163,13 @@ def read_outputs(layer: Callable[..., Any], result: Any) -> Outputs:
     Raises
     ------
     ConditionsError
-        If there is no real floating-point tensor in it.
+        If there is no floating-point tensor in it.
     """
     leaves = _pytree.tree_leaves(result)
-    tensors = tuple(leaf for leaf in leaves if _is_real(leaf))
+    tensors = tuple(as_real(leaf) for leaf in leaves if _carries_derivatives(leaf))
     if not tensors:
         raise ConditionsError(
-            f"check_layer: {name_of(layer)} returned {type(result).__name__} without a real "
+            f"check_layer: {name_of(layer)} returned {type(result).__name__} without a "
             "floating-point tensor in it; accepted are a tensor, a pytree of tensors, or (tensor, info)."
         )
     if not sum(tensor.numel() for tensor in tensors):
@@ -178,8 +180,13 @@ def read_outputs(layer: Callable[..., Any], result: Any) -> Outputs:
     return Outputs(tensors, next((leaf for leaf in leaves if isinstance(leaf, SolveInfo)), None))
 
 
-def _is_real(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor as real and imaginary parts, in a last dim; a real one as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _carries_derivatives(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
 def _differentiable(layer: Callable[..., Any], paths: Sequence[tuple[tuple[Any, ...], Any]]) -> list[int]:
@@ -188,7 +195,7 @@ def _differentiable(layer: Callable[..., Any], paths: Sequence[tuple[tuple[Any, 
     real = [
         i
         for i, (path, leaf) in enumerate(paths)
-        if _is_real(leaf) and not (guess and _name(path).startswith("y0"))
+        if _carries_derivatives(leaf) and not (guess and _name(path).startswith("y0"))
     ]
     asked = [i for i in real if paths[i][1].requires_grad]
     return asked or real

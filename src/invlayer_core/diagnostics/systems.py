@@ -15,7 +15,6 @@ from torch import Tensor
 
 from invlayer_core.adjoints.rule import ImplicitRule
 from invlayer_core.call import name_of
-from invlayer_core.conditions.inverse import DeclaredJacobianConditions
 from invlayer_core.errors import InvlayerError
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
@@ -97,10 +96,9 @@ def _examine(node: Any) -> SystemFacts:
         f"unknowns, singular={rule.settings.singular!r}, solved by {rule.settings.describe(shape, y.dtype)}"
     )
     failed = None if dead is None else _host(dead.reshape(-1)).bool()
-    declared = isinstance(rule.system.function, DeclaredJacobianConditions)
     linearization = linearize(rule.system, y.detach(), [tensor.detach() for tensor in theta])
     flat = linearization.value.detach().reshape(shape.count, -1)
-    residual = None if declared else _host(flat.abs().amax(-1))
+    residual = None if not rule.system.measurable else _host(flat.abs().amax(-1))
     missing = _why_no_jacobian(method.matrix_free, shape.count * shape.size**2, flat.shape[-1] == shape.size)
     if missing:
         return SystemFacts(label, shape.batch, residual, None, None, None, None, failed, missing)
@@ -121,7 +119,7 @@ def _examine(node: Any) -> SystemFacts:
     singular_values = torch.linalg.svdvals(blocks / torch.where(rows > 0, rows, torch.ones_like(rows)))
     return SystemFacts(
         label, shape.batch, residual,
-        None if declared else _host(relative.nan_to_num(torch.inf)),
+        None if not rule.system.measurable else _host(relative.nan_to_num(torch.inf)),
         _host(diagnosis.condition),
         _host((singular_values[..., 0] / singular_values[..., -1]).nan_to_num(torch.inf)),
         _host(diagnosis.singular).bool(),

@@ -158,7 +158,8 @@ def solve_implicitly(
     shape = SystemShape.of(y, settings.event_dims)
     system = System(conditions, arguments, shape, captured or (), jacobian, measurable, settings.compile)
     with _functorch.own_saved_tensors():
-        system, residual = _certify(system, y, find=captured is None and torch.is_grad_enabled())
+        watched = torch.is_grad_enabled() or _functorch.in_forward_mode()  # no_grad stops no tangent
+        system, residual = _certify(system, y, find=captured is None and watched)
     steps = None
     if settings.polish:
         with outside_inference_mode(), _functorch.own_saved_tensors():

@@ -20,6 +20,7 @@ from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.leaves import EventDims
 from invlayer_core.solvers.contract import Solver
+from invlayer_core.solvers.direct import is_factors
 from invlayer_core.solvers.lookup import get_solver, solvers
 from invlayer_core.solvers.registry import get_registry
 from invlayer_core.structure import Arguments, SystemShape
@@ -50,6 +51,7 @@ class CommonKeywords(TypedDict, total=False):
     adjoint: Adjoint
     batch: BatchMode
     return_info: bool
+    compile: bool
 
 
 def solve_from_guess(
@@ -198,15 +200,17 @@ def _in_dtype(solution: Solution, dtype: torch.dtype | None) -> Any:
 
 
 def result_with_aux(solution: Solution, dtype: torch.dtype | None, settings: Settings) -> Any:
-    """y, or ``(y, aux)`` if the solver function returned such a pair."""
-    y = _in_dtype(solution, dtype)
-    if len(solution.outcome.aux) > 1:
+    """y, or ``(y, aux)`` if the solver function returned such a pair; a factor alone is no aux."""
+    y, aux = _in_dtype(solution, dtype), solution.outcome.aux
+    if aux and is_factors(aux[0]):  # for the derivative, not for the user
+        return (y, solution.info) if settings.return_info else y
+    if len(aux) > 1:
         raise UnsupportedTransformError(
             "a solver function that returns (y, aux) was mapped by torch.vmap, which cannot hand out one aux "
             "for each slice. Accepted is a solver function that returns y alone, or one call on the whole "
             "batch."
         )
-    pair = (y, solution.outcome.aux[0]) if solution.outcome.aux else y
+    pair = (y, aux[0]) if aux else y
     return (pair, solution.info) if settings.return_info else pair
 
 

@@ -32,6 +32,7 @@ from invlayer_core.inputs import outside_inference_mode
 from invlayer_core.leaves import EventDims, check_event_dims
 from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
+from invlayer_core.solvers.direct import handed_factors
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["BatchMode", "OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
@@ -67,6 +68,10 @@ class Settings:
         lockstep where the solver is declared thread-safe.
     return_info : bool
         Return ``(y, SolveInfo)``.
+    compile : bool
+        Take first derivatives in reverse mode by one function that ``torch.compile`` has made of the
+        conditions, their Jacobian and the linear solve. Worth it where the conditions live on: on a layer, or
+        as a function at module level. It compiles again for each new function.
     """
 
     on_failure: OnFailure = "raise"
@@ -77,6 +82,7 @@ class Settings:
     adjoint: Adjoint = field(default_factory=Implicit)
     batch: BatchMode = "auto"
     return_info: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         accepted = get_args(OnFailure)
@@ -145,13 +151,12 @@ def solve_implicitly(
             )  # fmt: skip
     with outside_inference_mode():
         y, claimed, outcome = run_forward(forward, tensors)
-    if (
-        outcome.structure is not None
-    ):  # y came as a pytree, or complex: from here on one real vector per sample
+    if outcome.structure is not None:  # y is a pytree, or complex: from here on one real vector per sample
         conditions = StructuredConditions(conditions, outcome.structure)
         jacobian = None if jacobian is None else StructuredJacobian(jacobian, outcome.structure)
         settings = replace(settings, event_dims=1)
-    system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
+    shape = SystemShape.of(y, settings.event_dims)
+    system = System(conditions, arguments, shape, captured or (), jacobian, measurable, settings.compile)
     with _functorch.own_saved_tensors():
         system, residual = _certify(system, y, find=captured is None and torch.is_grad_enabled())
     steps = None
@@ -160,17 +165,20 @@ def solve_implicitly(
             y, residual, steps = polish(system, y, residual, settings.polish)
     measured = system.shape.vectors(residual) if measurable else None
     flat, beside = system.shape.vectors(y), None
-    holds = measured is not None and all_hold(flat, measured, settings.atol)
+    if measured is not None:
+        holds = all_hold(flat, measured, settings.atol)
+    else:  # nothing to measure: it holds where the solver itself has no doubts
+        holds = outcome.without_doubts and all_hold(flat, torch.zeros_like(flat), settings.atol)
     if holds and not settings.return_info:
-        return Solution(_attach(system, y, None, settings), None, outcome)  # no one asked for more
+        return Solution(_attach(system, y, None, settings, outcome), None, outcome)  # no one asked for more
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
     if measured is not None and not holds:
         beside = _residual_beside(system, nudged(flat, settings.rtol))
     verdict = judge(flat, measured, beside, claimed, settings.atol)
-    info = _info(verdict, outcome, forward, steps)
+    info = _info(verdict, outcome, forward, steps, settings.adjoint.describe(system.shape, y.dtype))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    return Solution(_attach(system, y, dead, settings), info, outcome)
+    return Solution(_attach(system, y, dead, settings, outcome), info, outcome)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
@@ -199,7 +207,9 @@ def _residual_beside(system: System, flat: Tensor) -> Tensor:
         return system.shape.vectors(system.residual(flat.reshape(system.shape.full), theta))
 
 
-def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None) -> SolveInfo:
+def _info(
+    verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None, linear_solver: str
+) -> SolveInfo:
     status = _functorch.plain(verdict.status)
     return SolveInfo(
         ok=_functorch.plain(verdict.ok),
@@ -212,6 +222,7 @@ def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | 
         batch=forward.how,
         polish=torch.zeros_like(status) if steps is None else _functorch.plain(steps),
         aux=outcome.aux,
+        linear_solver=linear_solver,
     )
 
 
@@ -230,10 +241,12 @@ def _bury(
     return y, dead
 
 
-def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings) -> Tensor:
+def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings, outcome: Outcome) -> Tensor:
     if not _needs_derivative(system):
         return y
-    return settings.adjoint.attach(system, y, dead, 0.0 if settings.on_failure == "zero_grad" else torch.nan)
+    factors = () if _functorch.is_active() else handed_factors(outcome.aux, system.shape.count)
+    dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
+    return settings.adjoint.attach(system, y, dead, dead_value, factors)
 
 
 def _needs_derivative(system: System) -> bool:

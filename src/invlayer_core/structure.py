@@ -116,6 +116,11 @@ class Arguments:
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         return cls(tensors, spec, tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves))
 
+    @property
+    def are_tensors(self) -> bool:
+        """Whether ``args`` is a plain tuple of tensors."""
+        return self._spec is None
+
     def unflatten(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         """The args again, with the first of ``tensors`` in the places of the original ones."""
         if self._spec is None:

@@ -34,6 +34,11 @@ class System:
         Tensors that F reads without being given them; swapped for their θ at each evaluation.
     jacobian : callable or None
         The user's own ``∂F/∂y (y, *args) -> (*batch, n, n)``, if there is one.
+    measurable : bool
+        False if F is known by that Jacobian alone, so that neither its value nor its pullback to y tells
+        anything.
+    compile : bool
+        Whether derivatives of F are taken by one compiled function.
     """
 
     function: Callable[..., Tensor]
@@ -41,6 +46,8 @@ class System:
     shape: SystemShape
     captured: tuple[Tensor, ...] = ()
     jacobian: Callable[..., Tensor] | None = None
+    measurable: bool = True
+    compile: bool = False
 
     @property
     def theta(self) -> tuple[Tensor, ...]:

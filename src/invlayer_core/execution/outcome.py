@@ -44,6 +44,7 @@ class Outcome:
     cause: BaseException | None = None
     aux: tuple[Any, ...] = ()
     structure: Structure | None = None
+    without_doubts: bool = False  # whether every sample is claimed, known without a look at values
 
     @classmethod
     def without_claims(
@@ -51,7 +52,8 @@ class Outcome:
     ) -> Outcome:
         """What a plain function leaves: a solution, and not a word about it."""
         status = torch.zeros(batch, dtype=torch.int64, device=y.device)  # CONVERGED: not taken at its word
-        return cls(y, status, status - 1, ("",) * batch.numel(), None, aux, structure)
+        silent = ("",) * batch.numel()
+        return cls(y, status, status - 1, silent, None, aux, structure, without_doubts=True)
 
 
 def claimed_status(success: Any, count: int, device: torch.device) -> Tensor:

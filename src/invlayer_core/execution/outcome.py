@@ -12,7 +12,8 @@ from torch import Size, Tensor
 from invlayer_core.errors import ConditionsError
 from invlayer_core.solvers.contract import SolverResult, Status
 
-__all__ = ["Outcome", "claimed_status", "is_programming_error", "message_of", "without_frames"]
+__all__ = ["Outcome", "claimed_status", "is_programming_error", "message_of",
+    "messages_of", "without_frames"]
 
 
 @final
@@ -32,6 +33,8 @@ class Outcome:
     cause : exception or None
         The first exception that a sample raised.
     aux : tuple of mappings
+    how, why : str
+        How the batch was run, and why so; empty where there is but one way.
     """
 
     y: Tensor
@@ -40,6 +43,8 @@ class Outcome:
     message: tuple[str, ...]
     cause: BaseException | None = None
     aux: tuple[Any, ...] = ()
+    how: str = ""
+    why: str = ""
 
     @classmethod
     def without_claims(cls, y: Tensor, batch: Size, aux: tuple[Any, ...]) -> Outcome:
@@ -67,4 +72,15 @@ def without_frames(error: Exception) -> Exception:
 
 def message_of(result: SolverResult) -> str:
     """The solver's words on one line."""
-    return " ".join(str(result.message).split())
+    return _on_one_line(result.message)
+
+
+def messages_of(result: SolverResult, count: int) -> tuple[str, ...]:
+    """The words of a batched solver, one line per sample."""
+    if isinstance(result.message, str) or len(result.message) != count:
+        return (_on_one_line(result.message),) * count
+    return tuple(map(_on_one_line, result.message))
+
+
+def _on_one_line(message: object) -> str:
+    return " ".join(str(message).split())

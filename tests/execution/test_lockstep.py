@@ -179,7 +179,7 @@ def test_scipy_methods_equal_serial_bitwise(method: str) -> None:
 
 @pytest.mark.plugin("invlayer-scipy")
 def test_auto_takes_lockstep_for_thread_safe_solvers() -> None:
-    y0, a = problem()
+    y0, a = problem(20)
     _, info = inv.root(Counted(), y0, a, solver="scipy.fsolve", return_info=True)
     _, single = inv.root(Counted(), y0[:1], a[:1], solver="scipy.fsolve", return_info=True)
     assert (info.batch, single.batch) == ("lockstep", "serial")

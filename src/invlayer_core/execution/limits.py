@@ -104,5 +104,6 @@ def progress_bar(total: int, *, show: bool) -> Iterator[Callable[[], Any]]:
         raise ConditionsError(
             "progress=True needs tqdm, which is not installed: pip install tqdm, or leave progress out."
         ) from None
-    with tqdm(total=total, unit="sample") as bar:
+    quiet = type("Bar", (tqdm,), {"monitor_interval": 0})  # tqdm's own thread would outlive the call
+    with quiet(total=total, unit="sample") as bar:
         yield bar.update

@@ -194,14 +194,16 @@ def _answer(
         _answer_alone(asking, wanted, workload)
         return
     for player, value in zip(asking, values, strict=True):
-        player.answer = value.copy()  # the solver may overwrite what it is given
+        player.answer = value  # a row of its own, which the solver may overwrite
 
 
 def _stack(asking: Sequence[_Player], size: int) -> Tensor:
-    requests = (
-        torch.as_tensor(player.request[1], dtype=torch.float64) for player in asking if player.request
-    )
-    return torch.stack([request.reshape(size) for request in requests])
+    rows = torch.empty(len(asking), size, dtype=torch.float64)
+    array = rows.numpy()
+    for row, player in zip(array, asking, strict=True):
+        if player.request is not None:
+            row[:] = player.request[1].reshape(size)
+    return rows
 
 
 def _answer_alone(asking: Sequence[_Player], wanted: Wanted, workload: Workload) -> None:

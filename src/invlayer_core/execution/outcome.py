@@ -12,8 +12,7 @@ from torch import Size, Tensor
 from invlayer_core.errors import ConditionsError
 from invlayer_core.solvers.contract import SolverResult, Status
 
-__all__ = ["Outcome", "claimed_status", "is_programming_error", "message_of",
-    "messages_of", "without_frames"]
+__all__ = ["Outcome", "claimed_status", "is_programming_error", "message_of", "messages_of", "without_frames"]
 
 
 @final

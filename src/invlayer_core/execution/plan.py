@@ -23,8 +23,8 @@ __all__ = ["BatchMode", "check_batch", "check_batched", "run_workload"]
 
 BatchMode = Literal["auto", "serial", "threads", "processes", "lockstep", "stacked"]
 
-_TURN: Final = 15e-6  # seconds that a request costs in lockstep: a change of threads, a row to stack and copy
-_FEW: Final = 8  # samples from which a stack is worth its one start
+_TURN: Final = 20e-6  # seconds that a request costs in lockstep: a change of threads, a row to stack and copy
+_FEW: Final = 8  # samples from which a stack, or Jacobians in one call, are worth the start
 
 _RUNS: Final[Mapping[str, Callable[[Workload, Callable[[], Any]], Outcome]]] = MappingProxyType(
     {
@@ -124,8 +124,10 @@ def _choose(workload: Workload, tried: Probe, *, thread_safe: bool) -> _Choice:
         return _Choice("stacked", f"the method never forms J, and the batch has {count} samples")
     if not thread_safe:
         return _Choice("serial", "the solver is not declared thread-safe")
-    if workload.solver.takes_jacobian(options):
-        return _Choice("lockstep", "the solver is thread-safe and asks for Jacobians, which are dear one by one")
+    if count >= _FEW and workload.solver.takes_jacobian(options):
+        return _Choice(
+            "lockstep", "the solver is thread-safe and asks for Jacobians, which are dear one by one"
+        )
     return _by_cost(tried, count)
 
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run_stacked"]
 
-_PATIENCE = 150  # evaluations without progress of any kind, after which the stack is given up
+_PATIENCE = (
+    400  # evaluations without progress after which the stack is given up; 5 per sample if that is more
+)
 
 
 @final
@@ -46,6 +48,9 @@ class _Stack:
         self.tolerance = torch.finfo(self.rest.dtype).eps ** (1 / 3)  # what Newton–Krylov codes stop at
         self.checked = Deadline(_total(workload))
         self.since, self.record = 0, (math.inf, math.inf)
+        self.patience = max(
+            _PATIENCE, 5 * self.rest.shape[0]
+        )  # Newton–Krylov often waits long before it leaps
 
     def residual(self, y: np.ndarray) -> np.ndarray:
         self.checked.check()
@@ -64,8 +69,8 @@ class _Stack:
         state = (float(open_errors.numel()), float(open_errors.sum()))
         self.since = 0 if state[0] < self.record[0] or state[1] < 0.9 * self.record[1] else self.since + 1
         self.record = state if self.since == 0 else self.record
-        if self.since > _PATIENCE:
-            raise _Stuck(f"no progress in {_PATIENCE} evaluations")
+        if self.since > self.patience:
+            raise _Stuck(f"no progress in {self.patience} evaluations")
 
     def unsolved(self) -> Tensor:
         """Which samples have not been near a root yet."""

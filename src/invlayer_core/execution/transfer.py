@@ -29,10 +29,10 @@ def pack_workload(workload: Workload, called: str) -> bytes:
         payload: bytes = _pickler().dumps(_compact(workload))
     except Exception as error:
         raise ConditionsError(
-            f"{called} sends the conditions, their args and the solver to other processes, and they cannot be "
-            f"pickled ({type(error).__name__}: {error}). Accepted are functions and classes at the top level of "
-            "a module, and tensors; install cloudpickle for lambdas and closures, pass what a closure holds "
-            "through args=, or choose batch='auto'."
+            f"{called} sends the conditions, their args and the solver to other processes, and they cannot "
+            f"be pickled ({type(error).__name__}: {error}). Accepted are functions and classes at the top "
+            "level of a module, and tensors; install cloudpickle for lambdas and closures, pass what a closure "
+            "holds through args=, or choose batch='auto'."
         ) from error
     return payload
 

@@ -32,7 +32,7 @@ Wanted = Literal["residual", "jacobian", "second_derivative"]
 @final
 @dataclass(frozen=True)
 class Derivatives:
-    """How J, and for scalar equations F″, are taken: functions of ``(system, y, theta)``, without gradient."""
+    """How J, and F″ of scalar equations, are taken: functions of ``(system, y, theta)``."""
 
     jacobian: Callable[[System, Tensor, Sequence[Tensor]], Tensor]
     second: Callable[[System, Tensor, Sequence[Tensor]], Tensor]
@@ -137,8 +137,8 @@ class Workload:
 
     def options_of(self, index: int) -> dict[str, Any]:
         """A fresh dict of options for one sample: its row of every tensor, as float64 NumPy or a float."""
-        rows = [self._option_row(tensor, index) for tensor in self.option_tensors]
-        (options,) = self.options.unflatten(rows)  # type: ignore[arg-type] (NumPy in the places of tensors)
+        rows: list[Any] = [self._option_row(tensor, index) for tensor in self.option_tensors]
+        (options,) = self.options.unflatten(rows)
         return dict(options)
 
     def _option_row(self, tensor: Tensor, index: int) -> Any:

@@ -162,8 +162,8 @@ class SampleProblem(Problem):
 def _scalar_only(size: int, function: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
     if size != 1 or function is None:
         raise ConditionsError(
-            f"second_derivative() of a problem with n = {size} unknowns: accepted are scalar equations (n = 1) "
-            "with a second_derivative_function; F″ of larger systems is not formed."
+            f"second_derivative() of a problem with n = {size} unknowns: accepted are scalar equations "
+            "(n = 1) with a second_derivative_function; F″ of larger systems is not formed."
         )
     return function
 

@@ -31,8 +31,8 @@ def pack_workload(workload: Workload, called: str) -> bytes:
         raise ConditionsError(
             f"{called} sends the conditions, their args and the solver to other processes, and they cannot "
             f"be pickled ({type(error).__name__}: {error}). Accepted are functions and classes at the top "
-            "level of a module, and tensors; install cloudpickle for lambdas and closures, pass what a closure "
-            "holds through args=, or choose batch='auto'."
+            "level of a module, and tensors; install cloudpickle for lambdas and closures, pass what they "
+            "hold through args=, or choose batch='auto'."
         ) from error
     return payload
 

@@ -22,6 +22,7 @@ from invlayer_core.compiled.registry import find
 from invlayer_core.errors import ConditionsError, UnsupportedTransformError
 from invlayer_core.implicit import OnFailure
 from invlayer_core.solvers.contract import Status
+from invlayer_core.structure import SystemShape
 
 __all__ = ["NotInGraphError", "pullback", "solve"]
 
@@ -62,7 +63,7 @@ def _(layer: str, args: str, differentiable: bool, tensors: list[Tensor]) -> tup
     owner = find(layer)
     problem = owner.traced_problem()
     y = owner.fake_solution(*_fake_operands(problem.guesses, problem.call(args).args, tensors))
-    batch = y.shape[: y.ndim - problem.settings.event_dims]
+    batch = SystemShape.of(y, problem.settings.event_dims).batch
     return y.new_empty(y.shape), y.new_empty(batch, dtype=torch.bool)
 
 

@@ -184,6 +184,11 @@ class OwnSolver(TracedProblem):
             call.lift(self.conditions), arguments, forward, arguments.tensors, settings,
             jacobian=jacobian, measurable=self.measurable,
         )  # fmt: skip
+        if solution.outcome.structure is not None:
+            raise ConditionsError(
+                f"{forward.name} returned a pytree or a complex tensor inside torch.compile or torch.export; accepted "
+                "there is one real floating-point tensor y."
+            )
         if solution.outcome.aux:
             raise ConditionsError(
                 f"{forward.name} returned (y, aux) inside torch.compile or torch.export, where only tensors "

@@ -6,6 +6,7 @@ record of every step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -502,3 +503,97 @@ def test_tangents_of_captured_tensors_cross_no_grad():
         moving = forward_ad.make_dual(w, torch.ones(2))
         y = inv.root(lambda y, a: y - moving * a, torch.zeros(2), args=a)
         assert torch.equal(forward_ad.unpack_dual(y).tangent, a)
+
+
+class Damped(nn.Module):
+    """Conditions with parameters in a submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2, dtype=torch.float64)
+
+    def forward(self, y: Tensor, b: Tensor) -> Tensor:
+        return y + 0.3 * torch.tanh(self.inner(y)) - b
+
+
+def swapped_layers() -> dict[str, Callable[[nn.Module], nn.Module]]:
+    class ByMethod(nn.Module):
+        def __init__(self, conditions: nn.Module) -> None:
+            super().__init__()
+            self.conditions = conditions
+
+        def equations(self, y: Tensor, b: Tensor) -> Tensor:
+            return self.conditions(y, b)
+
+        def forward(self, b: Tensor) -> Tensor:
+            return inv.root(self.equations, torch.zeros_like(b), b)
+
+    class ByClosure(nn.Module):
+        def __init__(self, conditions: nn.Module) -> None:
+            super().__init__()
+            self.conditions = conditions
+
+        def forward(self, b: Tensor) -> Tensor:
+            return inv.fixed_point(lambda y, b: y - self.conditions(y, b), torch.zeros_like(b), b)
+
+    class Inside(nn.Module):
+        def __init__(self, conditions: nn.Module) -> None:
+            super().__init__()
+            self.layer = inv.RootLayer(conditions)
+
+        def forward(self, b: Tensor) -> Tensor:
+            return self.layer(b, y0=torch.zeros_like(b))
+
+    return {"method": ByMethod, "closure": ByClosure, "layer": Inside}
+
+
+@pytest.mark.parametrize("outer", swapped_layers())
+@pytest.mark.parametrize("how", ["backward", "grad", "hessian", "args alone"])
+def test_parameters_swapped_by_functional_call(outer: str, how: str) -> None:
+    """``functional_call`` puts the old parameters back before the backward evaluates F again."""
+    torch.manual_seed(5)
+    model = swapped_layers()[outer](Damped())
+    swapped = {name: 1.5 * tensor.detach() + 0.1 for name, tensor in model.named_parameters()}
+    b = torch.tensor([[0.4, -0.3], [0.2, 0.9]], dtype=torch.float64)
+
+    def value(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, parameters, (b,)).pow(3).sum()
+
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(swapped)
+    names, own = zip(*twin.named_parameters(), strict=True)
+    first = torch.autograd.grad(twin(b).pow(3).sum(), own, create_graph=True)
+    if how == "args alone":  # what was swapped in carries no gradient, and has to be read all the same
+        b.requires_grad_()
+        ours, exact = (
+            torch.autograd.grad(y.pow(3).sum(), b)
+            for y in (torch.func.functional_call(model, swapped, (b,)), twin(b))
+        )
+        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=0)
+        return
+    if how == "hessian":
+        ours = torch.func.hessian(lambda bias: value({**swapped, names[1]: bias}))(swapped[names[1]])
+        rows = [torch.autograd.grad(entry, own[1], retain_graph=True)[0] for entry in first[1]]
+        torch.testing.assert_close(ours, torch.stack(rows), rtol=1e-10, atol=1e-12)
+        return
+    if how == "grad":
+        gradients = torch.func.grad(value)(swapped)
+    else:
+        leaves = {name: tensor.requires_grad_() for name, tensor in swapped.items()}
+        gradients = dict(zip(names, torch.autograd.grad(value(leaves), list(leaves.values())), strict=True))
+    for name, exact in zip(names, first, strict=True):
+        torch.testing.assert_close(gradients[name], exact, rtol=1e-11, atol=1e-13)
+
+
+def test_a_tensor_that_is_gone_in_the_backward_is_an_error() -> None:
+    """Never a silent zero: F read one weight when it was certified, and reads another in the backward."""
+    weights = [torch.tensor([2.0], dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    current = {"weight": weights[0]}
+    y = inv.root(
+        lambda y, b: current["weight"] * y - b,
+        torch.ones(1, dtype=torch.float64),
+        torch.ones(1, dtype=torch.float64),
+    )
+    current["weight"] = weights[1]
+    with pytest.raises(inv.ConditionsError, match=r"read a tensor with a gradient when .* do not read now"):
+        torch.autograd.grad(y, weights[0])

@@ -12,7 +12,7 @@ shows it, so such a tensor is reported instead of forgotten.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from invlayer_core import _functorch
 from invlayer_core.errors import ConditionsError
 
-__all__ = ["Substitution", "evaluate_and_capture"]
+__all__ = ["Place", "Substitution", "evaluate_and_capture", "places_of"]
 
 
 def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -43,6 +43,9 @@ class Substitution(TorchFunctionMode):
     ----------
     originals, replacements : sequences of Tensor
         Equal lengths; originals are recognised by identity.
+    places : sequence of (Place, Tensor)
+        What stood where in the modules of f when the solution was certified. Whatever stands there now gives
+        way to it: after the forward, ``torch.func.functional_call`` puts a module's own tensors back.
 
     Examples
     --------
@@ -52,17 +55,84 @@ class Substitution(TorchFunctionMode):
     tensor(6.)
     """
 
-    def __init__(self, originals: Sequence[Tensor], replacements: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        originals: Sequence[Tensor],
+        replacements: Sequence[Tensor],
+        places: Sequence[tuple[Place, Tensor]] = (),
+    ) -> None:
         super().__init__()
         self._replacement = {id(old): new for old, new in zip(originals, replacements, strict=True)}
+        for place, tensor in places:
+            current = place.read()
+            if current is not tensor and isinstance(current, Tensor):
+                self._replacement.setdefault(id(current), self._replacement.get(id(tensor), tensor))
+        self._unread = {id(new) for new in replacements}
 
     def replace(self, tensor: Tensor) -> Tensor:
         """What stands in for ``tensor``: itself, if nothing does."""
-        return self._replacement.get(id(tensor), tensor)
+        found = self._replacement.get(id(tensor))
+        if found is None:
+            return tensor
+        self._unread.discard(id(found))
+        return found
+
+    @property
+    def all_read(self) -> bool:
+        """Whether every replacement has been asked for: if not, its gradient would be a silent zero."""
+        return not self._unread
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args = _map_tensors(tuple(args), self.replace)
         return func(*args, **_map_tensors(dict(kwargs or {}), self.replace))
+
+
+@final
+class Place(NamedTuple):
+    """Where a tensor belongs: one entry of the parameters or buffers of a module."""
+
+    table: dict[str, Tensor | None]
+    name: str
+
+    def read(self) -> Tensor | None:
+        """What stands there now."""
+        return self.table.get(self.name)
+
+
+def places_of(function: Any) -> tuple[tuple[Place, Tensor], ...]:
+    """Every parameter and buffer of the modules that ``function`` is, is bound to, or closes over."""
+    return tuple(
+        (Place(table, name), tensor)
+        for outer in _modules_of(function)
+        for module in outer.modules()
+        for table in (module._parameters, module._buffers)
+        for name, tensor in table.items()
+        if tensor is not None
+    )
+
+
+def _modules_of(function: Any) -> Iterator[torch.nn.Module]:
+    seen: set[int] = set()
+    stack = [function]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.nn.Module):
+            yield value
+            continue
+        cells = [_contents(cell) for cell in getattr(value, "__closure__", None) or ()]
+        # Conditions keep the user's function as .function (.conditions), bound methods their object.
+        inner = [getattr(value, name, None) for name in ("function", "conditions", "__self__", "func")]
+        stack += [thing for thing in (*cells, *inner) if callable(thing)]
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
 
 
 @final

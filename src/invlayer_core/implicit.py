@@ -172,7 +172,11 @@ def solve_implicitly(
         jacobian = None if jacobian is None else StructuredJacobian(jacobian, outcome.structure)
         settings = replace(settings, event_dims=1)
     shape = SystemShape.of(y, settings.event_dims)
-    system = System(conditions, arguments, shape, captured or (), jacobian, measurable, settings.compile)
+    system = System(conditions, arguments, shape, (), jacobian, measurable, settings.compile)
+    if captured:
+        system = system.with_captured(captured)
+    if _needs_derivative(system) or torch.is_grad_enabled():
+        system = system.with_places()
     with _functorch.own_saved_tensors():
         watched = torch.is_grad_enabled() or _functorch.in_forward_mode()  # no_grad stops no tangent
         system, residual = _certify(system, y, find=captured is None and watched)

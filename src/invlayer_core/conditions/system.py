@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from invlayer_core.captured import Substitution
+from invlayer_core.captured import Place, Substitution, places_of
 from invlayer_core.errors import ConditionsError
 from invlayer_core.structure import Arguments, SystemShape
 
@@ -39,6 +39,8 @@ class System:
         anything.
     compile : bool
         Whether derivatives of F are taken by one compiled function.
+    places : tuple of (Place, Tensor)
+        The parameters and buffers of the modules in F, as they stood when the solution was certified.
     """
 
     function: Callable[..., Tensor]
@@ -48,6 +50,7 @@ class System:
     jacobian: Callable[..., Tensor] | None = None
     measurable: bool = True
     compile: bool = False
+    places: tuple[tuple[Place, Tensor], ...] = ()
 
     @property
     def theta(self) -> tuple[Tensor, ...]:
@@ -58,9 +61,14 @@ class System:
         """The same system, with the tensors that F captures known."""
         return replace(self, captured=captured)
 
+    def with_places(self) -> System:
+        """The same system, with what stands now in the modules of F: every later evaluation reads that."""
+        places = places_of(self.function)
+        return replace(self, places=places) if places else self
+
     def residual(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
         """F(y, θ) in the user's own shapes."""
-        return self._call(self.function, y, theta)
+        return self._call(self.function, y, theta, reads_all=True)
 
     def analytic_jacobian(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
         """The user's Jacobian as blocks of shape ``(B, n, n)``."""
@@ -74,12 +82,18 @@ class System:
             )
         return blocks.reshape(self.shape.count, n, n)
 
-    def _call(self, function: Callable[..., Tensor], y: Tensor, theta: Sequence[Tensor]) -> Tensor:
+    def _call(
+        self, function: Callable[..., Tensor], y: Tensor, theta: Sequence[Tensor], *, reads_all: bool = False
+    ) -> Tensor:
         args = self.arguments.unflatten(theta)
-        if not self.captured:
+        if not self.captured and all(place.read() is tensor for place, tensor in self.places):
             return function(y, *args)
-        with Substitution(self.captured, theta[-len(self.captured) :]):
-            return function(y, *args)
+        stand_ins = theta[len(self.arguments.tensors) :]
+        with Substitution(self.captured, stand_ins, self.places) as substitution:
+            result = function(y, *args)
+        if reads_all and not substitution.all_read:
+            raise _other_tensors(self.function)
+        return result
 
     def check_residual(self, residual: Any) -> None:
         """Refuse what is not one real residual vector per system.
@@ -105,6 +119,16 @@ class System:
                 "equations. If args are batched, give y (or y0) the same batch dims, for example "
                 "y0.expand(B, n); if y is one system, raise event_dims."
             )
+
+
+def _other_tensors(function: Any) -> ConditionsError:
+    return ConditionsError(
+        f"conditions {getattr(function, '__qualname__', type(function).__name__)!r} read a tensor with a "
+        "gradient when the solution was certified that they do not read now: its gradient would be lost. "
+        "Accepted are conditions that read the same tensors each time; pass others through args=(...), and "
+        "keep what torch.func.functional_call swaps in a module that the conditions are, are bound to, or close "
+        "over."
+    )
 
 
 def _describe(value: Any) -> str:

@@ -91,11 +91,11 @@ def test_values_and_gradients(arrangement: str, how: dict[str, Any]) -> None:
         torch.testing.assert_close(ours, theirs, **TIGHT)
 
 
-@pytest.mark.parametrize("how", SOLVERS)
+@pytest.mark.parametrize("how", [SOLVERS[0], SOLVERS[1], SOLVERS[3]])
 def test_finite_differences_of_first_and_second_derivatives(how: dict[str, Any]) -> None:
     inputs = tuple(t.requires_grad_() for t in args(2))
     assert gradcheck(layer(**how), inputs, check_forward_ad=True, check_batched_grad=True)
-    assert gradgradcheck(layer(**how), inputs)
+    assert gradgradcheck(layer(**how), tuple(t.requires_grad_() for t in args()))
 
 
 TRANSFORMS: dict[str, Callable[..., Any]] = {
@@ -113,7 +113,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize("how", [SOLVERS[0], SOLVERS[1], SOLVERS[3], SOLVERS[4]])
+@pytest.mark.parametrize("how", [SOLVERS[0], SOLVERS[1], SOLVERS[4]])
 def test_transforms(name: str, how: dict[str, Any]) -> None:
     a, b = args(2)
     transform = TRANSFORMS[name]

@@ -29,7 +29,7 @@ from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import CallableForward
 from invlayer_core.implicit import solve_implicitly
-from invlayer_core.inputs import check_unknown, is_real_tensor
+from invlayer_core.inputs import check_unknown, is_real_tensor, working_precision
 from invlayer_core.jacobians.blocks import full_jacobian_blocks
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
@@ -158,7 +158,8 @@ def inverse(
     ----------
     x : Tensor of shape ``(*batch, n)``, real or complex, or a pytree of tensors
     g : callable
-        ``g(x) -> y``, a tensor or pytree; never differentiated. Wrap a NumPy function with ``inv.from_numpy``.
+        ``g(x) -> y``, a tensor or pytree; never differentiated. Wrap a NumPy function with
+        ``inv.from_numpy``.
     f : callable
         The inverse of g, in torch: y in, x in its structure out. Derivatives of every order, also for what
         f captures.
@@ -201,8 +202,6 @@ def _inverse(
     jacobian: Tensor | Callable[[Tensor], Tensor] | None,
     keywords: CommonKeywords,
 ) -> Any:
-    if not is_real_tensor(x):
-        check_tensors("inverse", "x", x)
     if (f is None) == (jacobian is None):
         came = "neither f= nor jacobian=" if f is None else "both f= and jacobian="
         raise ConditionsError(
@@ -210,7 +209,11 @@ def _inverse(
             "function, or its Jacobian at y = g(x)."
         )
     settings = read_settings(keywords)
-    arguments, dtype = open_arguments((x,))
+    if is_real_tensor(x):
+        arguments, dtype = Arguments.flatten((working_precision(x),)), x.dtype
+    else:
+        check_tensors("inverse", "x", x)
+        arguments, dtype = open_arguments((x,))
     forward = CallableForward(g, arguments, settings.event_dims, name=name_of(g))
     conditions, block_function = inverse_conditions(f, jacobian)
     solution = solve_implicitly(
@@ -253,9 +256,10 @@ def implicit_function(
     decorator
         For ``solve(*args) -> y`` or ``-> (y, aux)``, called once on the whole batch and never
         differentiated; aux carries no gradient. y is a real or complex tensor, or a pytree of tensors. A
-        plain tuple of two is (y, aux), unless ``event_dims`` has its very structure: then it is y. With ``return_info=True`` the decorated function
-        returns ``(result, SolveInfo)``. Its ``register_fake(function)`` tells ``torch.compile`` and
-        ``torch.export`` what y looks like: ``function(*args)`` gives a tensor of its shape, dtype and device.
+        plain tuple of two is (y, aux), unless ``event_dims`` has its very structure: then it is y. With
+        ``return_info=True`` the decorated function returns ``(result, SolveInfo)``. Its
+        ``register_fake(function)`` tells ``torch.compile`` and ``torch.export`` what y looks like:
+        ``function(*args)`` gives a tensor of its shape, dtype and device.
 
     Examples
     --------

@@ -22,8 +22,8 @@ __all__ = ["FixedPointLayer", "InverseLayer", "RootLayer"]
 class RootLayer(Layer):
     """``layer(*args, y0=...)`` solves ``f(y, *args)`` = 0; see :func:`invlayer_core.root`.
 
-    If f is an ``nn.Module``, its parameters are the layer's own. ``y0``, and with it y, is a tensor or a pytree
-    of tensors.
+    If f is an ``nn.Module``, its parameters are the layer's own. ``y0``, and with it y, is a tensor or
+    a pytree of tensors.
 
     Parameters
     ----------

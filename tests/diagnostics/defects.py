@@ -24,7 +24,7 @@ def batch_of_a(*shape: int) -> Tensor:
     return 1.0 + torch.rand(*(shape or SHAPE), generator=generator, dtype=torch.float64)
 
 
-def newton(a: np.ndarray, steps: int = 60) -> np.ndarray:
+def newton(a: np.ndarray, steps: int = 20) -> np.ndarray:
     y = np.zeros_like(a)
     for _ in range(steps):
         y = y - (y**3 + y - a) / (3 * y**2 + 1)
@@ -33,6 +33,10 @@ def newton(a: np.ndarray, steps: int = 60) -> np.ndarray:
 
 def exact(a: Tensor) -> Tensor:
     return torch.from_numpy(newton(a.detach().numpy()))
+
+
+def solve_exactly(_y0: Tensor, a: Tensor) -> Tensor:
+    return exact(a)
 
 
 @inv.implicit_function(conditions=cubic, atol=1e-3)
@@ -170,7 +174,7 @@ def coupled_network() -> torch.nn.Module:
             self.norm = torch.nn.BatchNorm1d(3).double()
 
         def forward(self, a: Tensor) -> Tensor:
-            return inv.root(cubic, torch.zeros_like(a), args=self.norm(a))
+            return inv.root(cubic, torch.zeros_like(a), args=self.norm(a), solver=solve_exactly)
 
     return Network()
 
@@ -215,7 +219,9 @@ def singular(a: Tensor) -> Tensor:
 def stateful() -> Callable[[Tensor], Tensor]:
     """Adds a little more at every call."""
     calls = itertools.count()
-    return lambda a: inv.root(cubic, torch.zeros_like(a), args=a) * (1 + 1e-5 * next(calls))
+    return lambda a: (
+        inv.root(cubic, torch.zeros_like(a), args=a, solver=solve_exactly) * (1 + 1e-5 * next(calls))
+    )
 
 
 def detached(a: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def check_layer(layer: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Laye
     Residual, forward noise, conditioning and coupling of samples; VJP, JVP and double backward against each
     other and against finite differences whose step is matched to the noise of the forward. Directions are
     fixed, and the caller's tensors, ``.grad`` fields, buffers and random generators stay as they are. Costs
-    some hundred calls of the layer.
+    between one and two hundred calls of the layer.
 
     Parameters
     ----------

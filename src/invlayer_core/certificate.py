@@ -200,7 +200,10 @@ def _describe(info: SolveInfo, inputs: Sequence[Tensor]) -> str:
     ]
     if len(bad) > _SHOWN:
         lines.append(f"  and {len(bad) - _SHOWN} more")
-    nan = any(t.is_floating_point() and not bool(_functorch.plain(t).isfinite().all()) for t in inputs)
+    nan = any(
+        (t.is_floating_point() or t.is_complex()) and not bool(_functorch.plain(t).isfinite().all())
+        for t in inputs
+    )
     return "\n".join(
         [
             f"{info.solver}: {len(bad)} of {len(info.status)} samples do not satisfy the conditions at the "

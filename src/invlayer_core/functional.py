@@ -29,7 +29,7 @@ from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import CallableForward
 from invlayer_core.implicit import solve_implicitly
-from invlayer_core.inputs import check_unknown, is_real_tensor
+from invlayer_core.inputs import check_unknown, is_real_tensor, working_precision
 from invlayer_core.jacobians.blocks import full_jacobian_blocks
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
@@ -40,8 +40,8 @@ __all__ = ["batch_jacobian", "fixed_point", "implicit_function", "inverse", "roo
 
 
 def root(
-    f: Callable[..., Tensor],
-    y0: Tensor,
+    f: Callable[..., Any],
+    y0: Any,
     args: Any = (),
     *,
     solver: SolverLike = "torch.newton",
@@ -55,8 +55,9 @@ def root(
     ----------
     f : callable
         ``f(y, *args)`` in torch, ``(*batch, n) -> (*batch, n)``: a function, closure, bound method or
-        ``nn.Module``. Every sample must be treated alone.
-    y0 : Tensor of shape ``(*batch, n)``
+        ``nn.Module``. Every sample must be treated alone. For a pytree y it gets that structure, and
+        returns a tensor or pytree of as many equations.
+    y0 : Tensor of shape ``(*batch, n)``, real or complex, or a pytree of tensors ``(*batch, *event)``
         Where the solver starts; its shape is that of y. No gradient flows to it.
     args : tuple of pytrees, or one tensor
         What f depends on besides y; batched or not, as f itself broadcasts.
@@ -66,21 +67,21 @@ def root(
     options : mapping, optional
         The solver's own options, unchanged.
     jacobian : callable, optional
-        Your own ``∂f/∂y (y, *args) -> (*batch, n, n)`` in torch, if it is faster than autograd.
+        Your own ``∂f/∂y (y, *args) -> (*batch, n, n)`` in torch, if it is faster than autograd; for real y.
     **keywords
         ``on_failure, atol, rtol, polish, event_dims, adjoint, batch, executor, timeout, progress,
         return_info``: see ``Settings``.
 
     Returns
     -------
-    Tensor of shape ``(*batch, n)``, or ``(Tensor, SolveInfo)`` with ``return_info=True``
+    Tensor of shape ``(*batch, n)``, or a pytree like y0; ``(y, SolveInfo)`` with ``return_info=True``
 
     Raises
     ------
     ConvergenceError
         If a sample misses its tolerance by our own measurement, unless ``on_failure`` says otherwise.
     ConditionsError
-        If shapes, dtypes or devices do not fit.
+        If shapes, structures, dtypes or devices do not fit.
     SolverNotFoundError, SolverLoadError, SolverConflictError
         If ``solver`` names none that can be used.
 
@@ -105,8 +106,8 @@ def root(
 
 
 def fixed_point(
-    T: Callable[..., Tensor],
-    y0: Tensor,
+    T: Callable[..., Any],
+    y0: Any,
     args: Any = (),
     *,
     solver: SolverLike = "torch.newton",
@@ -116,6 +117,7 @@ def fixed_point(
     """Find y = ``T(y, *args)``, and differentiate it with respect to args and to what T captures.
 
     Parameters, results and errors are those of :func:`root`, whose conditions here are ``T(y, *args)`` − y.
+    For a pytree y, T returns the same structure.
 
     Examples
     --------
@@ -131,8 +133,8 @@ def fixed_point(
 
 
 def _fixed_point(
-    T: Callable[..., Tensor],
-    y0: Tensor,
+    T: Callable[..., Any],
+    y0: Any,
     args: Any,
     solver: SolverLike,
     options: Mapping[str, Any] | None,
@@ -142,10 +144,10 @@ def _fixed_point(
 
 
 def inverse(
-    x: Tensor,
-    g: Callable[[Tensor], Tensor],
+    x: Any,
+    g: Callable[[Any], Any],
     *,
-    f: Callable[[Tensor], Tensor] | None = None,
+    f: Callable[[Any], Any] | None = None,
     jacobian: Tensor | Callable[[Tensor], Tensor] | None = None,
     **keywords: Unpack[CommonKeywords],
 ) -> Any:
@@ -155,11 +157,13 @@ def inverse(
 
     Parameters
     ----------
-    x : Tensor of shape ``(*batch, n)``
+    x : Tensor of shape ``(*batch, n)``, real or complex, or a pytree of tensors
     g : callable
-        ``g(x) -> y``; never differentiated. Wrap a NumPy function with ``inv.from_numpy``.
+        ``g(x) -> y``, a tensor or pytree; never differentiated. Wrap a NumPy function with
+        ``inv.from_numpy``.
     f : callable
-        The inverse of g, in torch. Derivatives of every order, also for what f captures.
+        The inverse of g, in torch: y in, x in its structure out. Derivatives of every order, also for what
+        f captures.
     jacobian : Tensor ``(*batch, n, n)`` or callable, instead of f
         ∂f/∂y at y = g(x). As a constant tensor it gives first derivatives; a second one raises. As a
         torch function of y it gives every order. Without f nothing can be measured, and the status is
@@ -193,14 +197,12 @@ def inverse(
 
 
 def _inverse(
-    x: Tensor,
-    g: Callable[[Tensor], Tensor],
-    f: Callable[[Tensor], Tensor] | None,
+    x: Any,
+    g: Callable[[Any], Any],
+    f: Callable[[Any], Any] | None,
     jacobian: Tensor | Callable[[Tensor], Tensor] | None,
     keywords: CommonKeywords,
 ) -> Any:
-    if not is_real_tensor(x):
-        check_tensors("inverse", "x", x)
     if (f is None) == (jacobian is None):
         came = "neither f= nor jacobian=" if f is None else "both f= and jacobian="
         raise ConditionsError(
@@ -208,7 +210,11 @@ def _inverse(
             "function, or its Jacobian at y = g(x)."
         )
     settings = read_settings(keywords)
-    arguments, dtype = open_arguments((x,))
+    if is_real_tensor(x):
+        arguments, dtype = Arguments.flatten((working_precision(x),)), x.dtype
+    else:
+        check_tensors("inverse", "x", x)
+        arguments, dtype = open_arguments((x,))
     forward = CallableForward(g, arguments, settings.event_dims, name=name_of(g))
     conditions, block_function = inverse_conditions(f, jacobian)
     solution = solve_implicitly(
@@ -219,7 +225,7 @@ def _inverse(
 
 
 def inverse_conditions(
-    f: Callable[[Tensor], Tensor] | None, jacobian: Tensor | Callable[[Tensor], Tensor] | None
+    f: Callable[[Any], Any] | None, jacobian: Tensor | Callable[[Tensor], Tensor] | None
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor] | None]:
     """F(y, x) = f(y) − x and its Jacobian, from what the user knows of f."""
     if f is not None:
@@ -230,7 +236,7 @@ def inverse_conditions(
 
 
 def implicit_function(
-    conditions: Callable[..., Tensor],
+    conditions: Callable[..., Any],
     *,
     jacobian: Callable[..., Tensor] | None = None,
     **keywords: Unpack[CommonKeywords],
@@ -240,7 +246,7 @@ def implicit_function(
     Parameters
     ----------
     conditions : callable
-        ``F(y, *args)`` in torch, zero where ``y = solve(*args)``.
+        ``F(y, *args)`` in torch, zero where ``y = solve(*args)``: a tensor or pytree of residuals.
     jacobian : callable, optional
         Your own ``∂F/∂y (y, *args) -> (*batch, n, n)``.
     **keywords
@@ -250,9 +256,11 @@ def implicit_function(
     -------
     decorator
         For ``solve(*args) -> y`` or ``-> (y, aux)``, called once on the whole batch and never
-        differentiated; aux carries no gradient. With ``return_info=True`` the decorated function
-        returns ``(result, SolveInfo)``. Its ``register_fake(function)`` tells ``torch.compile`` and
-        ``torch.export`` what y looks like: ``function(*args)`` gives a tensor of its shape, dtype and device.
+        differentiated; aux carries no gradient. y is a real or complex tensor, or a pytree of tensors. A
+        plain tuple of two is (y, aux), unless ``event_dims`` has its very structure: then it is y. With
+        ``return_info=True`` the decorated function returns ``(result, SolveInfo)``. Its
+        ``register_fake(function)`` tells ``torch.compile`` and ``torch.export`` what y looks like:
+        ``function(*args)`` gives a tensor of its shape, dtype and device.
 
     Examples
     --------

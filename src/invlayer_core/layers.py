@@ -22,7 +22,8 @@ __all__ = ["FixedPointLayer", "InverseLayer", "RootLayer"]
 class RootLayer(Layer):
     """``layer(*args, y0=...)`` solves ``f(y, *args)`` = 0; see :func:`invlayer_core.root`.
 
-    If f is an ``nn.Module``, its parameters are the layer's own.
+    If f is an ``nn.Module``, its parameters are the layer's own. ``y0``, and with it y, is a tensor or
+    a pytree of tensors.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ class RootLayer(Layer):
 
     def __init__(
         self,
-        f: Callable[..., Tensor],
+        f: Callable[..., Any],
         *,
         solver: SolverLike = "torch.newton",
         options: Mapping[str, Any] | None = None,
@@ -51,13 +52,13 @@ class RootLayer(Layer):
         self.keywords = keywords
         self._draw_key()
 
-    def forward(self, *args: Any, y0: Tensor) -> Any:
+    def forward(self, *args: Any, y0: Any) -> Any:
         if torch.compiler.is_compiling():
             y = self._traced(y0, (y0,), args)
             return outside_graph(self._solve, y0, *args) if y is None else y
         return self._solve(y0, *args)
 
-    def _solve(self, y0: Tensor, *args: Any) -> Any:
+    def _solve(self, y0: Any, *args: Any) -> Any:
         return root(
             self.f,
             y0,
@@ -89,7 +90,7 @@ class FixedPointLayer(Layer):
 
     def __init__(
         self,
-        T: Callable[..., Tensor],
+        T: Callable[..., Any],
         *,
         solver: SolverLike = "torch.newton",
         options: Mapping[str, Any] | None = None,
@@ -99,13 +100,13 @@ class FixedPointLayer(Layer):
         self.T, self.solver, self.options, self.keywords = T, solver, options, keywords
         self._draw_key()
 
-    def forward(self, *args: Any, y0: Tensor) -> Any:
+    def forward(self, *args: Any, y0: Any) -> Any:
         if torch.compiler.is_compiling():
             y = self._traced(y0, (y0,), args)
             return outside_graph(self._solve, y0, *args) if y is None else y
         return self._solve(y0, *args)
 
-    def _solve(self, y0: Tensor, *args: Any) -> Any:
+    def _solve(self, y0: Any, *args: Any) -> Any:
         return fixed_point(self.T, y0, args, solver=self.solver, options=self.options, **self.keywords)
 
     def _differentiated(self) -> Sequence[Callable[..., Any] | None]:
@@ -132,9 +133,9 @@ class InverseLayer(Layer):
 
     def __init__(
         self,
-        g: Callable[[Tensor], Tensor],
+        g: Callable[[Any], Any],
         *,
-        f: Callable[[Tensor], Tensor] | None = None,
+        f: Callable[[Any], Any] | None = None,
         jacobian: Callable[[Tensor], Tensor] | None = None,
         **keywords: Unpack[CommonKeywords],
     ) -> None:
@@ -142,13 +143,13 @@ class InverseLayer(Layer):
         self.g, self.f, self.jacobian, self.keywords = g, f, jacobian, keywords
         self._draw_key()
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Any) -> Any:
         if torch.compiler.is_compiling():
             y = self._traced(x, (), (x,))
             return outside_graph(self._solve, x) if y is None else y
         return self._solve(x)
 
-    def _solve(self, x: Tensor) -> Any:
+    def _solve(self, x: Any) -> Any:
         return inverse(x, self.g, f=self.f, jacobian=self.jacobian, **self.keywords)
 
     def _differentiated(self) -> Sequence[Callable[..., Any] | None]:

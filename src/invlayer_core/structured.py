@@ -91,6 +91,15 @@ class Structure:
         )
         return cls(leaves, functools.reduce(torch.promote_types, map(_real, leaves)), spec)
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        """For other processes: a tree in place of its specification, at whose unpickling torch warns."""
+        return self.leaves, self.dtype, _pytree.tree_unflatten([0] * len(self.leaves), self._spec)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        leaves, dtype, tree = state
+        for name, value in (("leaves", leaves), ("dtype", dtype), ("_spec", _pytree.tree_structure(tree))):
+            object.__setattr__(self, name, value)
+
     @property
     def size(self) -> int:
         """n, the number of real unknowns of one system."""

@@ -18,21 +18,7 @@ import invlayer_core as inv
 pytestmark = pytest.mark.usefixtures("float64")
 
 TIGHT = {"rtol": 1e-11, "atol": 1e-12}
-SHAPES = [
-    (),
-    (1,),
-    (3,),
-    (1, 1),
-    (3, 3),
-    (2, 3, 3),
-    (2, 1, 2, 3),
-    (0,),
-    (0, 2),
-    (2, 0),
-    (0, 0),
-    (0, 2, 3),
-    (2, 0, 3),
-]
+SHAPES = [(), (1,), (3,), (3, 3), (2, 1, 3), (0, 2), (2, 0), (0, 2, 3)]
 SPLITS = [(shape, event_dims) for shape in SHAPES for event_dims in range(len(shape) + 1)]
 
 

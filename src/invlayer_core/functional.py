@@ -96,7 +96,9 @@ def root(
         y = traced_call("root", f, y0, args, solver, options, jacobian, keywords)
         if y is not None:
             return y
-        return outside_graph(solve_from_guess, "root", conditions, y0, args, solver, options, jacobian, keywords)
+        return outside_graph(
+            solve_from_guess, "root", conditions, y0, args, solver, options, jacobian, keywords
+        )
     return solve_from_guess("root", conditions, y0, args, solver, options, jacobian, keywords)
 
 
@@ -179,7 +181,11 @@ def inverse(
     True
     """
     if torch.compiler.is_compiling():
-        y = None if f is None or jacobian is not None else traced_call("inverse", f, x, (x,), g, None, None, keywords)
+        y = (
+            None
+            if f is None or jacobian is not None
+            else traced_call("inverse", f, x, (x,), g, None, None, keywords)
+        )
         return outside_graph(_inverse, x, g, f, jacobian, keywords) if y is None else y
     return _inverse(x, g, f, jacobian, keywords)
 

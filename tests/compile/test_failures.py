@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests import opaque
 from torch import Tensor
 from torch.autograd import forward_ad
 
 import invlayer_core as inv
-from tests import opaque
 
 pytestmark = pytest.mark.usefixtures("float64")
 

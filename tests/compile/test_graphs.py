@@ -1,7 +1,7 @@
 """Layers inside ``torch.compile`` and ``torch.export``: the numbers of eager mode, in one graph.
 
-The expected values are those of the eager layer, which has its own oracles elsewhere, and once more of Newton's
-method unrolled (``opaque.Case.oracle``).
+The expected values are those of the eager layer, which has its own oracles elsewhere, and once those of
+Newton's method unrolled (``opaque.Case.oracle``).
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import pickle
 import shutil
 import weakref
 
-
 import pytest
 import torch
+from tests import opaque
 from torch import Tensor
 
 import invlayer_core as inv
-from tests import opaque
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -349,7 +348,7 @@ def test_export_refuses_what_has_no_place_in_a_graph():
         def forward(self, b: Tensor) -> Tensor:
             return inv.root(lambda y, b: weight * y - b, b, b)
 
-    with pytest.raises(inv.UnsupportedTransformError, match="Accepted under torch.compile"):
+    with pytest.raises(inv.UnsupportedTransformError, match=r"Accepted under torch\.compile"):
         torch.export.export(Closure(), (operands(2)[1],), strict=False)
 
 

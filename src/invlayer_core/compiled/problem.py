@@ -135,7 +135,9 @@ class TracedProblem(ABC):
         dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
         attached = settings.adjoint.attach(system, y.detach(), dead, dead_value)
         inputs = [t for t, want in zip(theta, wanted, strict=True) if want]
-        return list(torch.autograd.grad(attached, inputs, cotangent, allow_unused=True, materialize_grads=True))
+        return list(
+            torch.autograd.grad(attached, inputs, cotangent, allow_unused=True, materialize_grads=True)
+        )
 
 
 @final
@@ -174,7 +176,9 @@ class OwnSolver(TracedProblem):
         settings = replace(self.settings, return_info=True)
         arguments = Arguments.flatten(tuple(tensors))
         function = call.lift_solver(self.function, from_guess=False)
-        forward = CallableForward(function, arguments, settings.event_dims, has_aux=True, name=name_of(function))
+        forward = CallableForward(
+            function, arguments, settings.event_dims, has_aux=True, name=name_of(function)
+        )
         jacobian = None if self.jacobian is None else call.lift(self.jacobian)
         solution = solve_implicitly(
             call.lift(self.conditions), arguments, forward, arguments.tensors, settings,

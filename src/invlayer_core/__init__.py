@@ -3,7 +3,7 @@
 The solver stays as it is; you write in torch what its output satisfies, and get exact gradients.
 """
 
-from invlayer_core import adjoints, linear, testing
+from invlayer_core import adjoints, jacobians, linear, testing
 from invlayer_core.certificate import SolveInfo
 from invlayer_core.errors import (
     ConditionsError,
@@ -29,8 +29,15 @@ from invlayer_core.solvers.contract import (
     Status,
 )
 from invlayer_core.solvers.hookspecs import hookimpl
+from invlayer_core.solvers.linear_spec import LinearSolverSpec
 from invlayer_core.solvers.listing import SolverListing
-from invlayer_core.solvers.lookup import get_solver, register_solver, solvers
+from invlayer_core.solvers.lookup import (
+    get_solver,
+    linear_solvers,
+    register_linear_solver,
+    register_solver,
+    solvers,
+)
 from invlayer_core.solvers.spec import SolverSpec
 
 __all__ = [
@@ -41,6 +48,7 @@ __all__ = [
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",
+    "LinearSolverSpec",
     "PerformanceWarning",
     "Problem",
     "RootLayer",
@@ -64,7 +72,10 @@ __all__ = [
     "hookimpl",
     "implicit_function",
     "inverse",
+    "jacobians",
     "linear",
+    "linear_solvers",
+    "register_linear_solver",
     "register_solver",
     "root",
     "solvers",

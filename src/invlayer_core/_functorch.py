@@ -27,6 +27,8 @@ __all__ = [
     "is_mapped_by_autograd",
     "is_wrapped",
     "level_of",
+    "levels_mapped_by_autograd",
+    "map_again",
     "mapped_first",
     "own_saved_tensors",
     "plain",
@@ -152,6 +154,23 @@ def _unmap(tensor: Tensor) -> Tensor:
     while is_mapped_by_autograd(unmapped := torch._remove_batch_dim(tensor, level, 1, 0)):
         level += 1
     return unmapped
+
+
+def levels_mapped_by_autograd(tensor: Tensor) -> tuple[int, ...]:
+    """The level at which ``is_grads_batched`` maps ``tensor``; empty if it does not."""
+    if not is_mapped_by_autograd(tensor):
+        return ()
+    level = 1
+    while is_mapped_by_autograd(torch._remove_batch_dim(tensor, level, 1, 0)):
+        level += 1
+    return (level,)
+
+
+def map_again(tensor: Tensor, levels: Sequence[int]) -> Tensor:
+    """``tensor`` with its leading dimension mapped at these levels, as autograd does it."""
+    for level in levels:
+        tensor = torch._add_batch_dim(tensor, 0, level)
+    return tensor
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -64,6 +64,8 @@ class SolveInfo:
         Newton steps that polishing kept, per sample.
     aux : tuple of mappings
         What else the solver returned, one per sample (or one for the whole batch); carries no gradient.
+    linear_solver : str
+        What solves the linear systems of the derivative, and why.
     """
 
     ok: Tensor
@@ -76,6 +78,7 @@ class SolveInfo:
     batch: str
     polish: Tensor
     aux: tuple[Mapping[str, Any], ...] = field(default=())
+    linear_solver: str = ""
 
 
 @final

@@ -29,10 +29,11 @@ from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import CallableForward
 from invlayer_core.implicit import solve_implicitly
-from invlayer_core.inputs import check_unknown, working_precision
+from invlayer_core.inputs import check_unknown, is_real_tensor
 from invlayer_core.jacobians.blocks import full_jacobian_blocks
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.leaves import check_tensors
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["batch_jacobian", "fixed_point", "implicit_function", "inverse", "root"]
@@ -197,7 +198,8 @@ def _inverse(
     jacobian: Tensor | Callable[[Tensor], Tensor] | None,
     keywords: CommonKeywords,
 ) -> Any:
-    check_unknown("inverse", "x", x)
+    if not is_real_tensor(x):
+        check_tensors("inverse", "x", x)
     if (f is None) == (jacobian is None):
         came = "neither f= nor jacobian=" if f is None else "both f= and jacobian="
         raise ConditionsError(
@@ -205,14 +207,14 @@ def _inverse(
             "function, or its Jacobian at y = g(x)."
         )
     settings = read_settings(keywords)
-    arguments = Arguments.flatten((working_precision(x),))
+    arguments, dtype = open_arguments((x,))
     forward = CallableForward(g, arguments, settings.event_dims, name=name_of(g))
     conditions, block_function = inverse_conditions(f, jacobian)
     solution = solve_implicitly(
         conditions, arguments, forward, arguments.tensors, settings,
         jacobian=block_function, measurable=f is not None,
     )  # fmt: skip
-    return result(solution, x.dtype, settings)
+    return result(solution, dtype, settings)
 
 
 def inverse_conditions(
@@ -282,7 +284,7 @@ def implicit_function(
             solution = solve_implicitly(
                 conditions, arguments, forward, arguments.tensors, settings, jacobian=jacobian
             )
-            return result_with_aux(solution, dtype or solution.y.dtype, settings)
+            return result_with_aux(solution, dtype, settings)
 
         differentiable.register_fake = traceable.register_fake  # type: ignore[attr-defined]
         return differentiable

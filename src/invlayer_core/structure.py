@@ -35,7 +35,7 @@ class SystemShape:
     event: Size
 
     @classmethod
-    def of(cls, y: Tensor, event_dims: int) -> SystemShape:
+    def of(cls, y: Tensor, event_dims: Any) -> SystemShape:
         """Split the shape of ``y``.
 
         Raises
@@ -49,7 +49,14 @@ class SystemShape:
         >>> SystemShape.of(torch.zeros(5, 3), event_dims=1).size
         3
         """
-        if y.ndim < event_dims:
+        try:
+            too_few = y.ndim < event_dims
+        except TypeError:
+            raise ConditionsError(
+                f"event_dims={event_dims!r} came with one tensor y of shape {tuple(y.shape)}; accepted is an "
+                "integer. Integers in a structure are for a pytree of unknowns."
+            ) from None
+        if too_few:
             raise ConditionsError(
                 f"y has shape {tuple(y.shape)}, with fewer dims than event_dims={event_dims}. The last "
                 "event_dims dims of y are one system's unknowns; pass event_dims=0 for elementwise scalars."

@@ -3,9 +3,9 @@
 This is the registration module. It does not import SciPy: that waits until one of the solvers is used.
 """
 
-from invlayer_core import SolverSpec, hookimpl
+from invlayer_core import LinearSolverSpec, SolverSpec, hookimpl
 
-__all__ = ["register_solver"]
+__all__ = ["register_linear_solver", "register_solver"]
 
 
 @hookimpl
@@ -25,4 +25,15 @@ def _spec(name: str, adapter: str) -> SolverSpec:
         # MINPACK has no state of its own, SciPy keeps its callbacks per thread since 1.2 (scipy#8740),
         # and the other methods are Python; tests/test_adapter.py interleaves threads within a solve.
         thread_safe=True,
+    )
+
+
+@hookimpl
+def register_linear_solver() -> LinearSolverSpec:
+    """Describe SuperLU; see :meth:`invlayer_core.solvers.SolverHooks.register_linear_solver`."""
+    return LinearSolverSpec(
+        name="scipy.splu",
+        factory="invlayer_scipy.superlu:Splu",
+        requires=("scipy>=1.11",),
+        install="pip install invlayer-scipy",
     )

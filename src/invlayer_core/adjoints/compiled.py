@@ -186,7 +186,7 @@ def _reverse_rule(
         return value - y if form == "fixed_point" else value
 
     moving = [t for t, want in zip(theta, wanted, strict=True) if want]
-    value, pull = torch.func.vjp(residual, y, moving)
+    value, pull = torch.func.vjp(residual, y, moving)[:2]
     batch = y.shape[:batch_dims]
     count, n, m = batch.numel(), y.shape[batch_dims:].numel(), value.shape[batch_dims:].numel()
     rhs = cotangent.reshape(count, n)

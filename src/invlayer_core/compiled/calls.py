@@ -119,6 +119,7 @@ def traced_call(
     solution = None
     if (
         isinstance(operand, Tensor)
+        and operand.is_floating_point()
         and (isinstance(function, torch.nn.Module) or _is_constant(function))
         and (isinstance(solver, (str, Solver)) or _is_constant(solver))
         and (jacobian is None or _is_constant(jacobian))

@@ -54,7 +54,7 @@ class Layer(torch.nn.Module, ABC):
 
     def _traced(self, like: Any, guesses: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
         """The call in a graph; None if it cannot be part of one."""
-        if not isinstance(like, Tensor):
+        if not isinstance(like, Tensor) or not like.is_floating_point():
             return None
         source = next(function for function in self._differentiated() if function is not None)
         solution = traced_solution(self.trace_key, guesses, args, source, self.keywords)

@@ -62,7 +62,9 @@ def _(layer: str, args: str, _differentiable: bool, tensors: list[Tensor]) -> tu
     owner = find(layer)
     problem = owner.traced_problem()
     y = owner.fake_solution(*_fake_operands(problem.guesses, problem.call(args).args, tensors))
-    batch = y.shape[: y.ndim - problem.settings.event_dims]
+    event_dims = problem.settings.event_dims
+    assert isinstance(event_dims, int), "calls with unknowns in several tensors are not traced"
+    batch = y.shape[: y.ndim - event_dims]
     return y.new_empty(y.shape), y.new_empty(batch, dtype=torch.bool)
 
 

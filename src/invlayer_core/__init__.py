@@ -5,6 +5,7 @@ The solver stays as it is; you write in torch what its output satisfies, and get
 
 from invlayer_core import adjoints, jacobians, linear, testing
 from invlayer_core.certificate import SolveInfo
+from invlayer_core.diagnostics import LayerReport, check_layer
 from invlayer_core.errors import (
     ConditionsError,
     ConvergenceError,
@@ -48,6 +49,7 @@ __all__ = [
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",
+    "LayerReport",
     "LinearSolverSpec",
     "PerformanceWarning",
     "Problem",
@@ -66,6 +68,7 @@ __all__ = [
     "UnsupportedTransformError",
     "adjoints",
     "batch_jacobian",
+    "check_layer",
     "fixed_point",
     "from_numpy",
     "get_solver",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -13,8 +14,11 @@ from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.conditions.structured import StructuredConditions, StructuredJacobian, StructuredSolver
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, UnsupportedTransformError
-from invlayer_core.execution.forward import CallableForward, Forward, RegisteredForward
-from invlayer_core.implicit import BatchMode, OnFailure, Settings, Solution, find_captured, solve_implicitly
+from invlayer_core.execution.forward import CallableForward, Forward
+from invlayer_core.execution.plan import BatchMode, check_batched
+from invlayer_core.execution.registered import RegisteredForward, open_options
+from invlayer_core.execution.workload import Derivatives
+from invlayer_core.implicit import OnFailure, Settings, Solution, find_captured, solve_implicitly
 from invlayer_core.inputs import check_devices, is_real_tensor, working_precision
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
@@ -50,6 +54,9 @@ class CommonKeywords(TypedDict, total=False):
     event_dims: EventDims
     adjoint: Adjoint
     batch: BatchMode
+    executor: Executor | None
+    timeout: float | None
+    progress: bool
     return_info: bool
     compile: bool
 
@@ -118,9 +125,13 @@ def _forward(
 ) -> tuple[Forward, tuple[Tensor, ...]]:
     if isinstance(solver, (str, Solver)):
         instance, name, thread_safe = _find_solver(solver, kind)
-        how = _how_to_run(name, instance, thread_safe, settings.batch, system.shape.count)
-        forward = RegisteredForward(name, instance, how, kind, dict(options), system, _solver_jacobian)
-        return forward, (start, *system.theta)
+        if instance.batched:
+            check_batched(name, settings.batch, settings.limits)
+        opened = open_options(options)
+        forward = RegisteredForward(
+            name, kind, instance, settings.batch, thread_safe, settings.limits, opened, system, _DERIVATIVES
+        )
+        return forward, (start, *system.theta, *opened.tensors)
     if options:
         raise ConditionsError(
             f"options={dict(options)!r} came with solver={solver!r}, a plain callable: accepted are options "
@@ -145,23 +156,23 @@ def _find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
     return get_solver(solver), solver, spec.thread_safe
 
 
-def _how_to_run(
-    name: str, solver: Solver, thread_safe: bool, asked: BatchMode, count: int
-) -> Literal["serial", "lockstep", "batched"]:
-    if solver.batched:
-        if asked != "auto":
-            raise ConditionsError(
-                f"{name} takes whole batches; batch={asked!r} is for per-sample solvers. Accepted is 'auto'."
-            )
-        return "batched"
-    if asked == "auto":
-        return "lockstep" if thread_safe and count > 1 else "serial"
-    return asked
-
-
 def _solver_jacobian(system: System, y: Tensor, theta: Any) -> Tensor:
     """J for a forward solver: no gradient is recorded, and mixing samples only costs it speed."""
     return per_sample_blocks(linearize(system, y.detach(), theta)).detach()
+
+
+def _solver_second_derivative(system: System, y: Tensor, theta: Any) -> Tensor:
+    """d²F/dy² of scalar equations for a forward solver, whose samples do not touch each other."""
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(system.residual(y, theta).sum(), y, create_graph=True)
+        if not slope.requires_grad:  # F is linear in y
+            return torch.zeros_like(y)
+        (second,) = torch.autograd.grad(slope.sum(), y, allow_unused=True, materialize_grads=True)
+    return second.detach()
+
+
+_DERIVATIVES = Derivatives(_solver_jacobian, _solver_second_derivative)
 
 
 def open_arguments(args: tuple[Any, ...]) -> tuple[Arguments, torch.dtype | None]:

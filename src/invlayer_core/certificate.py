@@ -58,8 +58,10 @@ class SolveInfo:
     solver : str
         Which solver ran.
     batch : str
-        How the batch was run: ``"serial"``, ``"lockstep"``, ``"batched"`` or ``"whole"`` (one call of a
-        plain callable).
+        How the batch was run: ``"serial"``, ``"threads"``, ``"processes"``, ``"executor"``, ``"lockstep"``,
+        ``"stacked"``, ``"batched"`` or ``"whole"`` (one call of a plain callable).
+    batch_reason : str
+        Why ``batch="auto"`` chose that, with what was measured; empty where nothing was to choose.
     polish : Tensor of int64
         Newton steps that polishing kept, per sample.
     aux : tuple of mappings
@@ -79,6 +81,7 @@ class SolveInfo:
     polish: Tensor
     aux: tuple[Mapping[str, Any], ...] = field(default=())
     linear_solver: str = ""
+    batch_reason: str = ""
 
 
 @final
@@ -159,6 +162,7 @@ def judge(
     claimed = torch.where(reported == Status.CONVERGED, int(Status.FALSE_CONVERGENCE), reported)
     # An exception or a wrong shape explains the NaN it left behind better than "not finite" does.
     keeps_name = (reported == Status.SOLVER_ERROR) | (reported == Status.WRONG_SHAPE)
+    keeps_name |= reported == Status.TIMED_OUT
     failed = torch.where(finite | keeps_name, claimed, int(Status.NOT_FINITE))
     return Verdict(measured, tolerance, torch.where(good & finite, passed, failed))
 
@@ -169,6 +173,7 @@ _MEANING = {
     Status.NOT_FINITE: "the solution or its residual is NaN or infinite",
     Status.SOLVER_ERROR: "the solver raised an exception",
     Status.WRONG_SHAPE: "the solver returned something else than a real vector of the right length",
+    Status.TIMED_OUT: "the solver was stopped",
 }
 
 

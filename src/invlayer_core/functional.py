@@ -68,7 +68,8 @@ def root(
     jacobian : callable, optional
         Your own ``∂f/∂y (y, *args) -> (*batch, n, n)`` in torch, if it is faster than autograd.
     **keywords
-        ``on_failure, atol, rtol, polish, event_dims, adjoint, batch, return_info``: see ``Settings``.
+        ``on_failure, atol, rtol, polish, event_dims, adjoint, batch, executor, timeout, progress,
+        return_info``: see ``Settings``.
 
     Returns
     -------

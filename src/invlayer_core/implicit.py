@@ -11,6 +11,7 @@ A problem kind (root, fixed point, inverse, ...) is no more than conditions F an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Literal, final, get_args
 
@@ -27,7 +28,9 @@ from invlayer_core.conditions.structured import StructuredConditions, Structured
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import Forward, run_forward
+from invlayer_core.execution.limits import Limits
 from invlayer_core.execution.outcome import Outcome
+from invlayer_core.execution.plan import BatchMode, check_batch
 from invlayer_core.inputs import outside_inference_mode
 from invlayer_core.leaves import EventDims, check_event_dims
 from invlayer_core.polish import polish
@@ -38,7 +41,6 @@ from invlayer_core.structure import Arguments, SystemShape
 __all__ = ["BatchMode", "OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
 
 OnFailure = Literal["raise", "warn", "nan", "zero_grad"]
-BatchMode = Literal["auto", "serial", "lockstep"]
 
 
 @final
@@ -62,10 +64,17 @@ class Settings:
         unknowns: one number for all leaves, or one for each in the structure of y.
     adjoint : Adjoint
         The rule by which derivatives cross the solve.
-    batch : {"auto", "serial", "lockstep"}
-        How a per-sample solver runs over a batch: one sample after the other; or all at once in threads
-        that take turns, with one batched evaluation of F per round. Results are the same. ``"auto"`` takes
-        lockstep where the solver is declared thread-safe.
+    batch : {"auto", "serial", "threads", "processes", "lockstep", "stacked"}
+        How a per-sample solver runs over a batch: one sample after the other; several at a time, in threads
+        or in processes; all at once in threads that take turns, with one batched evaluation of F per round;
+        or all as one system. Results are the same. ``"auto"`` chooses by what the solver declares and what
+        F costs; ``info.batch_reason`` tells why.
+    executor : concurrent.futures.Executor, optional
+        Where chunks of the batch are solved instead: your own pool, or a cluster.
+    timeout : float, optional
+        Seconds that a per-sample solver may take for one sample before it is stopped.
+    progress : bool
+        Show a bar that counts samples; needs tqdm.
     return_info : bool
         Return ``(y, SolveInfo)``.
     compile : bool
@@ -81,8 +90,16 @@ class Settings:
     event_dims: EventDims = 1
     adjoint: Adjoint = field(default_factory=Implicit)
     batch: BatchMode = "auto"
+    executor: Executor | None = None
+    timeout: float | None = None
+    progress: bool = False
     return_info: bool = False
     compile: bool = False
+
+    @property
+    def limits(self) -> Limits:
+        """How long, where and how visibly a per-sample solver runs."""
+        return Limits(self.timeout, self.executor, self.progress)
 
     def __post_init__(self) -> None:
         accepted = get_args(OnFailure)
@@ -96,8 +113,7 @@ class Settings:
             raise ConditionsError(
                 f"adjoint={self.adjoint!r}: accepted is an instance from inv.adjoints, such as Implicit()."
             )
-        if self.batch not in get_args(BatchMode):
-            raise ConditionsError(f"batch={self.batch!r}: accepted are 'auto', 'serial' and 'lockstep'.")
+        check_batch(self.batch, self.limits)
         if not isinstance(self.event_dims, int) or self.event_dims < 0:
             check_event_dims(self.event_dims)
 
@@ -158,7 +174,8 @@ def solve_implicitly(
     shape = SystemShape.of(y, settings.event_dims)
     system = System(conditions, arguments, shape, captured or (), jacobian, measurable, settings.compile)
     with _functorch.own_saved_tensors():
-        system, residual = _certify(system, y, find=captured is None and torch.is_grad_enabled())
+        watched = torch.is_grad_enabled() or _functorch.in_forward_mode()  # no_grad stops no tangent
+        system, residual = _certify(system, y, find=captured is None and watched)
     steps = None
     if settings.polish:
         with outside_inference_mode(), _functorch.own_saved_tensors():
@@ -219,10 +236,11 @@ def _info(
         iterations=outcome.iterations.reshape(status.shape),
         message=outcome.message,
         solver=forward.name,
-        batch=forward.how,
+        batch=outcome.how or forward.how,
         polish=torch.zeros_like(status) if steps is None else _functorch.plain(steps),
         aux=outcome.aux,
         linear_solver=linear_solver,
+        batch_reason=outcome.why,
     )
 
 

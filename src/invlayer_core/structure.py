@@ -88,7 +88,9 @@ class SystemShape:
         return SystemShape(Size((size, *self.batch)), self.event)
 
 
-_TENSOR = object()  # marks the place of a tensor among the leaves
+@final
+class _TENSOR:
+    """Marks the place of a tensor among the leaves; a class, as that stays itself when pickled."""
 
 
 @final

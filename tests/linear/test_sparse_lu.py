@@ -6,6 +6,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,63 @@ def test_eager_forward_mode() -> None:
         ours = torch.autograd.forward_ad.unpack_dual(layer(sparse(), a, dual)).tangent
     exact = jvp(lambda t: layer(inv.linear.LU(), a, t), (t,), (t.cos(),))[1]
     torch.testing.assert_close(ours, exact, rtol=1e-13, atol=1e-14)
+
+
+def nested(method: Any, t: Tensor) -> Tensor:
+    """A layer within the conditions of another."""
+    adjoint = Implicit(linear_solver=method)
+
+    def inner(y: Tensor, t: Tensor) -> Tensor:
+        result: Tensor = inv.root(
+            lambda z, y, t: z + 0.1 * z**3 - y * t, torch.zeros_like(y), (y, t), adjoint=adjoint
+        )
+        return result
+
+    start = torch.full_like(t, 0.5).detach()
+    result: Tensor = inv.root(lambda y, t: inner(y, t) + y - t - 1, start, t, adjoint=adjoint)
+    return result
+
+
+@pytest.mark.parametrize("transform", ["grad", "hessian", "jacrev(jacrev)", "jacfwd(jacfwd)"])
+def test_a_layer_within_another(transform: str) -> None:
+    t = 0.5 + problem(2)[1][:, :3].abs()
+    ours, exact = (
+        TRANSFORMS[transform](lambda t, m=m: nested(m, t).pow(2).sum())(t)  # type: ignore[misc]
+        for m in (sparse(torch.eye(3).bool()), inv.linear.LU())
+    )
+    torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_the_functional_hessian(vectorize: bool) -> None:
+    t = problem(2)[1]
+    ours = torch.autograd.functional.hessian(value(sparse()), t, vectorize=vectorize)
+    torch.testing.assert_close(ours, hessian(value(inv.linear.LU()))(t), rtol=1e-12, atol=1e-13)
+
+
+def test_checkpoint() -> None:
+    a, t = problem(2)
+    t.requires_grad_()
+    y = torch.utils.checkpoint.checkpoint(lambda t: layer(sparse(), a, t), t, use_reentrant=False)
+    exact = torch.autograd.grad(layer(sparse(), a, t).sum(), t)[0]
+    assert torch.equal(torch.autograd.grad(y.sum(), t)[0], exact)
+
+
+def test_several_threads_share_one_graph() -> None:
+    a, t = problem(3)
+    t.requires_grad_()
+    y = layer(sparse(), a, t)
+    (alone,) = torch.autograd.grad(layer(sparse(), a, t).sum(), t)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: torch.autograd.grad(y.sum(), t, retain_graph=True)[0], range(8)))
+    for each in found:
+        assert torch.equal(each, alone)
+
+
+def test_an_empty_batch() -> None:
+    t = torch.zeros(0, N, requires_grad=True)
+    assert torch.autograd.grad(layer(sparse(), problem()[0], t).sum(), t)[0].shape == (0, N)
+    assert MADE == []
 
 
 def test_second_derivatives_do_not_need_what_the_pattern_leaves_out() -> None:
@@ -392,6 +450,14 @@ def test_a_singular_sample_of_which_nothing_is_asked_gives_zero() -> None:
     assert (gradient[1] == 0).all()
 
 
+def test_conditions_that_do_not_depend_on_y_are_singular() -> None:
+    t = torch.zeros(2, requires_grad=True)
+    adjoint = Implicit(linear_solver=sparse(None))
+    y = inv.root(lambda y, t: t * 1.0, torch.zeros(2), t, solver=lambda y0, t: y0, adjoint=adjoint)
+    with pytest.raises(inv.SingularJacobianError, match=r"sample 0"):
+        y.sum().backward()
+
+
 def test_nan_in_a_cotangent_stays_with_its_sample() -> None:
     a, t = problem(3)
     t.requires_grad_()
@@ -500,6 +566,23 @@ def test_a_useless_factor_is_replaced_with_a_warning_and_for_its_sample_alone() 
     good = gradient_of(handed("list", 0.0, t), t)
     torch.testing.assert_close(ours, good, rtol=1e-12, atol=1e-13)
     assert torch.equal(ours[0], good[0])
+
+
+def test_a_factor_of_nan_does_not_reach_the_others() -> None:
+    t = problem(3)[1].requires_grad_()
+    solve, f = handing_over("list", 0.3)
+    nan = Factor(lambda b: b * np.nan, lambda b: b * np.nan)
+
+    def spoilt(t: Tensor) -> Any:
+        y, factors = solve(t)
+        return y, [factors[0], nan, factors[2]]
+
+    decorate = inv.implicit_function(conditions=f, adjoint=Implicit(linear_solver=sparse(PATTERN)))
+    with pytest.warns(inv.PerformanceWarning, match=r"samples \[1\]"):
+        ours = gradient_of(decorate(spoilt)(t), t)
+    good = gradient_of(handed("list", 0.3, t), t)
+    assert torch.equal(ours[[0, 2]], good[[0, 2]])
+    torch.testing.assert_close(ours[1], good[1], rtol=1e-9, atol=1e-10)
 
 
 def test_the_number_of_factors_must_be_that_of_the_systems() -> None:

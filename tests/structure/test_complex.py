@@ -363,7 +363,7 @@ def test_complex_residual_of_real_unknowns_says_what_to_do() -> None:
 
 def test_real_residual_of_complex_unknowns_is_half_the_equations() -> None:
     with pytest.raises(
-        inv.ConditionsError, match=r"2 equations per system for 4 unknowns \(y0 \(2,\) torch.complex"
+        inv.ConditionsError, match=r"2 equations per system for 4 unknowns \(y \(2,\) torch.complex"
     ):
         inv.root(lambda y: y.abs() - 1, ONES)
 

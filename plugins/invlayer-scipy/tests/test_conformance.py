@@ -1,6 +1,8 @@
-"""Both solvers keep every rule of the conformance kit."""
+"""Every solver keeps every rule of the conformance kit."""
 
 from typing import ClassVar
+
+import pytest
 
 from invlayer_core.testing.pytest_case import SolverConformance
 
@@ -24,3 +26,58 @@ class TestRootHybr(SolverConformance):
 class TestRootLm(SolverConformance):
     spec = "scipy.root"
     options: ClassVar = {"method": "lm"}
+
+
+class TestNewton(SolverConformance):
+    spec = "scipy.newton"
+
+
+@pytest.mark.slow  # a sibling runs always
+class TestHalley(SolverConformance):
+    spec = "scipy.newton"
+    options: ClassVar = {"method": "halley"}
+
+
+@pytest.mark.slow  # a sibling runs always
+class TestSecant(SolverConformance):
+    spec = "scipy.newton"
+    options: ClassVar = {"method": "secant"}
+
+
+class TestBrentq(SolverConformance):
+    spec = "scipy.brentq"
+
+
+@pytest.mark.slow  # a sibling runs always
+class TestBrenth(SolverConformance):
+    spec = "scipy.brenth"
+
+
+@pytest.mark.slow  # a sibling runs always
+class TestRidder(SolverConformance):
+    spec = "scipy.ridder"
+
+
+@pytest.mark.slow  # a sibling runs always
+class TestBisect(SolverConformance):
+    spec = "scipy.bisect"
+
+
+class TestToms748(SolverConformance):
+    spec = "scipy.toms748"
+
+
+class TestFindRoot(SolverConformance):
+    """Without a bracket, so that it looks for one."""
+
+    spec = "scipy.find_root"
+
+
+@pytest.mark.slow  # a sibling runs always
+class TestFixedPointIteration(SolverConformance):
+    spec = "scipy.fixed_point"
+    options: ClassVar = {"method": "iteration", "xtol": 1e-9}
+
+
+class TestFixedPointDel2(SolverConformance):
+    spec = "scipy.fixed_point"

@@ -22,6 +22,7 @@ from torch import Tensor
 from invlayer_core import _functorch
 from invlayer_core.conditions.fixed_point import FixedPointConditions
 from invlayer_core.conditions.inverse import InverseConditions
+from invlayer_core.conditions.structured import StructuredConditions
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import PerformanceWarning, warn_user
 from invlayer_core.jacobians.blocks import cotangent_basis
@@ -115,6 +116,10 @@ def _form_of(conditions: Any) -> tuple[_Form, Any]:
         return "fixed_point", conditions.function
     if isinstance(conditions, InverseConditions):
         return "inverse", conditions.function
+    if isinstance(
+        conditions, StructuredConditions
+    ):  # not compiled, but the warning comes once for the user's
+        return "plain", conditions.function
     return "plain", conditions
 
 
@@ -143,6 +148,10 @@ def _why_not(settings: Implicit, system: System, y: Tensor, function: Any) -> st
         return "it solves by LU, and another linear solver was asked for"
     if system.shape.size >= _LARGE:
         return f"it is for systems of fewer than {_LARGE} unknowns, and this one has {system.shape.size}"
+    if isinstance(system.function, StructuredConditions):
+        return "it is for one real tensor of unknowns, and these are a pytree or complex"
+    if any(tensor.is_complex() for tensor in system.theta):
+        return "args are complex"
     if not system.arguments.are_tensors:
         return "args are not plain tensors"
     if system.captured and _names_of(function, system.captured) is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
+import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
@@ -92,7 +93,9 @@ def solve_by_sparse_factors(
         inner = _relinearize(system, theta)
     differentiable = _functorch.is_active() or linearization.differentiable or rhs.requires_grad
     if differentiable and _functorch.is_mapped_by_autograd(rhs):
-        raise UnsupportedTransformError(_MAPPED)
+        if torch.is_grad_enabled() or any(_functorch.has_tangent(tensor) for tensor in theta):
+            raise UnsupportedTransformError(_MAPPED)
+        differentiable = False  # an outer forward mode is open, but nothing here is part of it
     x = solve_sparse(SparseSolve(inner, method, bank, transpose, settings.singular, exempt), rhs)
     if not differentiable:
         return x

@@ -27,6 +27,7 @@ from invlayer_core.compiled.registry import register
 from invlayer_core.compiled.tracing import traced_solution
 from invlayer_core.conditions.fixed_point import FixedPointConditions
 from invlayer_core.conditions.inverse import InverseConditions
+from invlayer_core.inputs import is_real_tensor
 from invlayer_core.solvers.contract import Solver
 
 __all__ = ["traced_call"]
@@ -118,8 +119,8 @@ def traced_call(
     """The call in a graph, or None if it cannot be part of one; ``operand`` is y0 or x."""
     solution = None
     if (
-        isinstance(operand, Tensor)
-        and operand.is_floating_point()
+        is_real_tensor(operand)
+        and isinstance(keywords.get("event_dims", 1), int)
         and (isinstance(function, torch.nn.Module) or _is_constant(function))
         and (isinstance(solver, (str, Solver)) or _is_constant(solver))
         and (jacobian is None or _is_constant(jacobian))

@@ -14,6 +14,7 @@ from invlayer_core.compiled.problem import TracedProblem
 from invlayer_core.compiled.reach import is_within_reach
 from invlayer_core.compiled.registry import register
 from invlayer_core.compiled.tracing import traced_solution
+from invlayer_core.inputs import is_real_tensor
 
 __all__ = ["Layer"]
 
@@ -54,7 +55,7 @@ class Layer(torch.nn.Module, ABC):
 
     def _traced(self, like: Any, guesses: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
         """The call in a graph; None if it cannot be part of one."""
-        if not isinstance(like, Tensor) or not like.is_floating_point():
+        if not (is_real_tensor(like) and isinstance(self.keywords.get("event_dims", 1), int)):
             return None
         source = next(function for function in self._differentiated() if function is not None)
         solution = traced_solution(self.trace_key, guesses, args, source, self.keywords)

@@ -22,6 +22,7 @@ from invlayer_core.compiled.registry import find
 from invlayer_core.errors import ConditionsError, UnsupportedTransformError
 from invlayer_core.implicit import OnFailure
 from invlayer_core.solvers.contract import Status
+from invlayer_core.structure import SystemShape
 
 __all__ = ["NotInGraphError", "pullback", "solve"]
 
@@ -62,9 +63,7 @@ def _(layer: str, args: str, _differentiable: bool, tensors: list[Tensor]) -> tu
     owner = find(layer)
     problem = owner.traced_problem()
     y = owner.fake_solution(*_fake_operands(problem.guesses, problem.call(args).args, tensors))
-    event_dims = problem.settings.event_dims
-    assert isinstance(event_dims, int), "calls with unknowns in several tensors are not traced"
-    batch = y.shape[: y.ndim - event_dims]
+    batch = SystemShape.of(y, problem.settings.event_dims).batch
     return y.new_empty(y.shape), y.new_empty(batch, dtype=torch.bool)
 
 

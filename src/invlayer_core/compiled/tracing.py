@@ -41,7 +41,7 @@ def traced_solution(
     template = take_out(args, tensors)
     if not key or template is None or keywords.get("return_info"):
         return None
-    if type(keywords.get("event_dims", 1)) is not int:  # of unknowns in several tensors
+    if not isinstance(keywords.get("event_dims", 1), int) or any(t.is_complex() for t in tensors):
         return None
     tensors = [t.float() if t.dtype in _RAISED else t for t in (*guesses, *tensors)]
     module = module_of(conditions)

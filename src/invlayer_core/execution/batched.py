@@ -12,7 +12,7 @@ from invlayer_core.execution.outcome import (
     Outcome,
     claimed_status,
     is_programming_error,
-    message_of,
+    messages_of,
     without_frames,
 )
 from invlayer_core.solvers.contract import BatchProblem, Solver, SolverResult, Status
@@ -45,7 +45,7 @@ def run_batched(solver: Solver, problem: BatchProblem, y0: Tensor, options: Mapp
         y=result.y.detach().to(y0),
         status=claimed_status(result.success, count, y0.device),
         iterations=torch.as_tensor(result.iterations, device=y0.device).reshape(-1).expand(count).long(),
-        message=(message_of(result),) * count,
+        message=messages_of(result, count),
         aux=(result.aux,),
     )
 

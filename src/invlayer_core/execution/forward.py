@@ -8,31 +8,22 @@ batch dimension of the conditions, so that a batched solver still runs once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Size, Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, UnsupportedTransformError
-from invlayer_core.execution.batched import run_batched
-from invlayer_core.execution.lockstep import run_in_lockstep
 from invlayer_core.execution.outcome import Outcome
-from invlayer_core.execution.serial import run_serially
 from invlayer_core.inputs import NumpyFunction
 from invlayer_core.leaves import EventDims
-from invlayer_core.solvers.contract import BatchProblem, Solver
 from invlayer_core.structure import Arguments, SystemShape
 from invlayer_core.structured import Structure, matches
 
-__all__ = ["CallableForward", "Forward", "RegisteredForward", "run_forward"]
-
-JacobianOf = Callable[[System, Tensor, Sequence[Tensor]], Tensor]
-
-_RUNS = {"serial": run_serially, "lockstep": run_in_lockstep, "batched": run_batched}
+__all__ = ["CallableForward", "Forward", "run_forward"]
 
 
 class Forward(ABC):
@@ -60,66 +51,9 @@ class Forward(ABC):
     def mapped(self, size: int, dims: Sequence[int | None]) -> Forward:
         """The same forward for tensors with one more dimension (``dims`` as in ``torch.vmap``)."""
 
-
-@final
-@dataclass(frozen=True)
-class RegisteredForward(Forward):
-    """A registered solver on the conditions; tensors are ``(y0, *theta)``."""
-
-    name: str
-    solver: Solver
-    how: Literal["serial", "lockstep", "batched"]
-    kind: str
-    options: Mapping[str, Any]
-    system: System
-    jacobian_of: JacobianOf
-
-    @property
-    def event_dims(self) -> int:  # type: ignore[override]
-        return len(self.system.shape.event)
-
-    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
-        y0, *theta = tensors
-        shape = self.system.shape
-        problem = BatchProblem(
-            kind=self.kind,
-            size=shape.size,
-            batch=shape.count,
-            residual_function=lambda y: self._residual(y, theta),
-            jacobian_function=lambda y: self.jacobian_of(self.system, y.reshape(shape.full), theta),
-        )
-        outcome = _RUNS[self.how](self.solver, problem, y0.reshape(shape.count, shape.size), self.options)
-        return outcome.y.reshape(shape.full), outcome
-
-    def _residual(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
-        shape = self.system.shape
-        with torch.no_grad():
-            residual = self.system.residual(y.reshape(shape.full), theta)
-        self.system.check_residual(residual)
-        if residual.numel() != y.numel():
-            raise ConditionsError(
-                f"{self.name} needs as many equations as unknowns; the conditions returned shape "
-                f"{tuple(residual.shape)} for y0 of shape {tuple(shape.full)}. If args are batched, give y0 "
-                "the same batch dims, for example y0.expand(B, n)."
-            )
-        return residual.reshape(shape.count, shape.size).to(y.dtype)
-
-    def mapped(self, size: int, dims: Sequence[int | None]) -> RegisteredForward:
-        theta_dims = (0, *dims[1:])
-        system = self.system
-        mapped = System(
-            function=_mapped(lambda y, *theta: system.residual(y, theta), theta_dims),
-            arguments=Arguments.flatten(tuple(torch.empty(0) for _ in dims[1:])),
-            shape=system.shape.mapped(size),
-            jacobian=None
-            if system.jacobian is None
-            else _mapped(lambda y, *theta: system.analytic_jacobian(y, theta), theta_dims),
-        )
-        return replace(self, system=mapped)
-
-
-def _mapped(function: Callable[..., Tensor], dims: tuple[int | None, ...]) -> Callable[..., Tensor]:
-    return lambda *tensors: torch.vmap(function, in_dims=dims, randomness="different")(*tensors)
+    def moved(self, tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> tuple[Tensor, ...]:
+        """The tensors as the mapped forward wants them."""
+        return tuple(tensors)
 
 
 @final
@@ -273,8 +207,7 @@ class _OpaqueSolve(torch.autograd.Function):
     def vmap(info: Any, in_dims: Sequence[Any], forward: Forward, record: _Record, *tensors: Tensor) -> Any:
         dims = in_dims[2:]
         mapped = forward.mapped(info.batch_size, dims)
-        if isinstance(forward, RegisteredForward):
-            tensors = (_functorch.mapped_first(tensors[0], dims[0], info.batch_size), *tensors[1:])
+        tensors = forward.moved(tensors, dims, info.batch_size)
         return _OpaqueSolve.apply(mapped, record, *tensors), (0, 0)
 
 

@@ -13,7 +13,7 @@ from invlayer_core.errors import ConditionsError
 from invlayer_core.solvers.contract import SolverResult, Status
 from invlayer_core.structured import Structure
 
-__all__ = ["Outcome", "claimed_status", "is_programming_error", "message_of", "without_frames"]
+__all__ = ["Outcome", "claimed_status", "is_programming_error", "message_of", "messages_of", "without_frames"]
 
 
 @final
@@ -35,6 +35,8 @@ class Outcome:
     aux : tuple of mappings
     structure : Structure or None
         Of the unknowns, where a solver function returned something else than one real tensor.
+    how, why : str
+        How the batch was run, and why so; empty where there is but one way.
     """
 
     y: Tensor
@@ -45,6 +47,8 @@ class Outcome:
     aux: tuple[Any, ...] = ()
     structure: Structure | None = None
     without_doubts: bool = False  # whether every sample is claimed, known without a look at values
+    how: str = ""
+    why: str = ""
 
     @classmethod
     def without_claims(
@@ -75,4 +79,15 @@ def without_frames(error: Exception) -> Exception:
 
 def message_of(result: SolverResult) -> str:
     """The solver's words on one line."""
-    return " ".join(str(result.message).split())
+    return _on_one_line(result.message)
+
+
+def messages_of(result: SolverResult, count: int) -> tuple[str, ...]:
+    """The words of a batched solver, one line per sample."""
+    if isinstance(result.message, str) or len(result.message) != count:
+        return (_on_one_line(result.message),) * count
+    return tuple(map(_on_one_line, result.message))
+
+
+def _on_one_line(message: object) -> str:
+    return " ".join(str(message).split())

@@ -1,25 +1,22 @@
-"""What every way of running a per-sample solver shares: float64 NumPy at the border, and bookkeeping.
-
-The conditions are whole-tensor functions, and only they know which of their args are batched. So one
-sample's residual is its row of the whole batch's: no shape is guessed, and a row does not depend on what
-stands in the others.
-"""
+"""What every way of running a per-sample solver shares: float64 NumPy at the border, and bookkeeping."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
+from invlayer_core.execution.limits import SampleTimeout
 from invlayer_core.execution.outcome import Outcome, is_programming_error, message_of, without_frames
-from invlayer_core.solvers.contract import BatchProblem, SampleProblem, Solver, SolverResult, Status
+from invlayer_core.solvers.contract import SolverResult, Status
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["SampleRecord", "resting_rows", "sample_problem", "solve_sample", "to_numpy"]
+__all__ = ["SampleRecord", "SampleReport", "report_of", "resting_rows", "to_numpy"]
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -33,63 +30,102 @@ def resting_rows(y0: Tensor) -> Tensor:
     return torch.nan_to_num(y0)
 
 
-def sample_problem(
-    problem: BatchProblem,
-    index: int,
-    residual: Callable[[np.ndarray], np.ndarray],
-    jacobian: Callable[[np.ndarray], np.ndarray],
-) -> SampleProblem:
-    """System ``index`` of a batch, as a per-sample solver sees it."""
-    return SampleProblem(problem.kind, problem.size, index, residual, jacobian)
+@final
+@dataclass(frozen=True)
+class SampleReport:
+    """What became of the solve of one sample, in a form that travels between processes.
+
+    Attributes
+    ----------
+    status : Status
+        The solver's own claim, or how the solve failed.
+    message : str
+    y : ndarray of float64, shape ``(n,)``, or None if there is none
+    iterations : int
+    aux : mapping
+    error : Exception or None
+        What the solve raised, without frames.
+    """
+
+    status: Status
+    message: str
+    y: np.ndarray | None = None
+    iterations: int = -1
+    aux: Mapping[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+def report_of(solve: Callable[[], SolverResult], size: int) -> SampleReport:
+    """Run the solve of one sample; whatever becomes of it stays with that sample."""
+    try:
+        result = solve()
+    except SampleTimeout as timeout:
+        return SampleReport(Status.TIMED_OUT, str(timeout))
+    except Exception as error:  # a failing sample is data: kept, reported, and isolated
+        message = f"{type(error).__name__}: {error}"
+        return SampleReport(Status.SOLVER_ERROR, message, error=without_frames(error))
+    wrong = _what_is_wrong(result, size)
+    if wrong:
+        return SampleReport(Status.WRONG_SHAPE, wrong)
+    return SampleReport(
+        status=Status.CONVERGED if bool(result.success) else Status.NOT_CONVERGED,
+        message=message_of(result),
+        y=to_numpy(torch.as_tensor(result.y)),
+        iterations=int(result.iterations),
+        aux=result.aux,
+    )
 
 
 @final
 class SampleRecord:
-    """The results of B solves of one system each, kept as they come in."""
+    """The results of B solves of one system each, kept as they come in.
 
-    def __init__(self, problem: BatchProblem, y0: Tensor) -> None:
-        count = problem.batch
+    Parameters
+    ----------
+    y0 : Tensor of shape ``(B, n)``
+    done : callable, optional
+        Called whenever a sample is done.
+    """
+
+    def __init__(self, y0: Tensor, done: Callable[[], Any] = lambda: None) -> None:
+        count = y0.shape[0]
         self.like = y0
         self.rows = torch.full(y0.shape, torch.nan, dtype=torch.float64)
         self.status = torch.full((count,), int(Status.CONVERGED))
         self.iterations = torch.full((count,), -1)
         self.message = [""] * count
         self.aux: list[Mapping[str, Any]] = [{}] * count
-        self.errors: list[Exception] = []
+        self.errors: dict[int, Exception] = {}
+        self._done = done
 
     def keep(self, index: int, solve: Callable[[], SolverResult]) -> None:
         """Run ``solve`` for sample ``index``; whatever becomes of it stays with that sample."""
-        try:
-            result = solve()
-        except Exception as error:  # a failing sample is data: kept, reported, and isolated
-            self.errors.append(without_frames(error))
-            self._fail(index, Status.SOLVER_ERROR, f"{type(error).__name__}: {error}")
-            return
-        wrong = _what_is_wrong(result, self.rows.shape[-1])
-        if wrong:
-            self._fail(index, Status.WRONG_SHAPE, wrong)
-            return
-        self.rows[index] = torch.as_tensor(result.y).detach().to("cpu", torch.float64)
-        self.iterations[index] = int(result.iterations)
-        self.message[index], self.aux[index] = message_of(result), result.aux
-        if not bool(result.success):
-            self.status[index] = int(Status.NOT_CONVERGED)
+        self.add(index, report_of(solve, self.rows.shape[-1]))
 
-    def _fail(self, index: int, status: Status, message: str) -> None:
-        self.status[index], self.message[index] = int(status), message
+    def add(self, index: int, report: SampleReport) -> None:
+        """Keep what became of sample ``index``."""
+        if report.y is not None:
+            self.rows[index] = torch.from_numpy(report.y)
+        if report.error is not None:
+            self.errors[index] = report.error
+        self.status[index], self.iterations[index] = int(report.status), report.iterations
+        self.message[index], self.aux[index] = report.message, report.aux
+        self._done()
 
-    def outcome(self) -> Outcome:
+    def outcome(self, how: str) -> Outcome:
         """The outcome of the batch; raises if every sample failed by what must be wrong code."""
-        if self.errors and len(self.errors) == len(self.message) and is_programming_error(self.errors[0]):
-            raise self.errors[0]
+        cause = self.errors[min(self.errors)] if self.errors else None
+        if cause is not None and len(self.errors) == len(self.message) and is_programming_error(cause):
+            raise cause
         device = self.like.device
         return Outcome(
             y=self.rows.to(self.like),
             status=self.status.to(device),
             iterations=self.iterations.to(device),
             message=tuple(self.message),
-            cause=self.errors[0] if self.errors else None,
+            cause=cause,
             aux=tuple(self.aux),
+            how=how,
         )
 
 
@@ -113,10 +149,3 @@ def _what_is_wrong(result: Any, size: int) -> str:
         if not isinstance(getattr(result, name), kind):
             return f"SolverResult.{name} is {getattr(result, name)!r}; accepted is a {kind.__name__}."
     return ""
-
-
-def solve_sample(
-    solver: Solver, problem: SampleProblem, y0: Tensor, options: Mapping[str, Any]
-) -> Callable[[], SolverResult]:
-    """The solve of one sample, ready to run; the solver gets private copies of guess and options."""
-    return lambda: solver.solve(problem, to_numpy(y0), dict(options))

@@ -106,10 +106,16 @@ def by_krylov(problem: SparseSolve, rhs: Tensor, apply: Apply, best: Candidate) 
     if not any_of(short):
         return best
 
+    steps = min(_KRYLOV_STEPS, rhs.shape[-1])
+
     def correct(missing: Tensor) -> Tensor:
-        missing = torch.where(missing.isfinite(), missing, torch.zeros_like(missing))
-        steps = {"rtol": 1e-8, "maxiter": _KRYLOV_STEPS, "restart": _KRYLOV_STEPS}
-        return apply(gmres(lambda v: problem.product(apply(v)), missing, **steps).x)  # type: ignore[arg-type]
+        # The same number of steps for every sample, and no NaN: a batch must not change its samples' bits.
+        finite = torch.nan_to_num(missing, 0.0, 0.0, 0.0)
+        space = {"maxiter": steps, "restart": steps, "check_every": steps}
+        return apply(gmres(preconditioned, finite, rtol=1e-8, **space).x)
+
+    def preconditioned(vectors: Tensor) -> Tensor:
+        return torch.nan_to_num(problem.product(apply(vectors)), 0.0, 0.0, 0.0)
 
     for _ in range(2):
         best, helped = _improved(problem, rhs, best, short, correct)

@@ -18,12 +18,14 @@ The same method serves two kinds of solver, told apart by ``SolverSpec.batched``
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import Tensor
+
+from invlayer_core.errors import ConditionsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +51,8 @@ class Status(IntEnum):
     """The solver returned something that is not a real vector of the right length."""
     UNVERIFIED = 6
     """Nothing to measure: only a Jacobian of the conditions was given, not the conditions."""
+    TIMED_OUT = 7
+    """The solve of this sample took longer than ``timeout=``, and was stopped."""
 
     @property
     def ok(self) -> bool:
@@ -78,6 +82,16 @@ class Problem(ABC):
     def jacobian(self, y: Any) -> Any:
         """∂F/∂y at ``y``, from one evaluation of F; shape of ``y`` with one more dimension n."""
 
+    @abstractmethod
+    def second_derivative(self, y: Any) -> Any:
+        """d²F/dy² of scalar equations (n = 1), in the shape of ``y``.
+
+        Raises
+        ------
+        ConditionsError
+            If n is not 1, or the problem was made without it.
+        """
+
 
 @final
 @dataclass(frozen=True)
@@ -91,6 +105,8 @@ class BatchProblem(Problem):
         B, the number of systems.
     residual_function, jacobian_function : callables
         ``(B, n) -> (B, n)`` and ``(B, n) -> (B, n, n)``; both run without recording gradients.
+    second_derivative_function : callable, optional
+        ``(B, 1) -> (B, 1)``.
     """
 
     kind: str
@@ -98,12 +114,16 @@ class BatchProblem(Problem):
     batch: int
     residual_function: Callable[[Tensor], Tensor]
     jacobian_function: Callable[[Tensor], Tensor]
+    second_derivative_function: Callable[[Tensor], Tensor] | None = None
 
     def residual(self, y: Tensor) -> Tensor:
         return self.residual_function(y)
 
     def jacobian(self, y: Tensor) -> Tensor:
         return self.jacobian_function(y)
+
+    def second_derivative(self, y: Tensor) -> Tensor:
+        return _scalar_only(self.size, self.second_derivative_function)(y)
 
 
 @final
@@ -118,6 +138,8 @@ class SampleProblem(Problem):
         Which sample of the batch this is.
     residual_function, jacobian_function : callables
         ``(n,) -> (n,)`` and ``(n,) -> (n, n)``; F itself is evaluated in torch, where its tensors live.
+    second_derivative_function : callable, optional
+        ``(1,) -> (1,)``.
     """
 
     kind: str
@@ -125,12 +147,25 @@ class SampleProblem(Problem):
     index: int
     residual_function: Callable[[np.ndarray], np.ndarray]
     jacobian_function: Callable[[np.ndarray], np.ndarray]
+    second_derivative_function: Callable[[np.ndarray], np.ndarray] | None = None
 
     def residual(self, y: np.ndarray) -> np.ndarray:
         return self.residual_function(y)
 
     def jacobian(self, y: np.ndarray) -> np.ndarray:
         return self.jacobian_function(y)
+
+    def second_derivative(self, y: np.ndarray) -> np.ndarray:
+        return _scalar_only(self.size, self.second_derivative_function)(y)
+
+
+def _scalar_only(size: int, function: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    if size != 1 or function is None:
+        raise ConditionsError(
+            f"second_derivative() of a problem with n = {size} unknowns: accepted are scalar equations "
+            "(n = 1) with a second_derivative_function; F″ of larger systems is not formed."
+        )
+    return function
 
 
 @final
@@ -149,8 +184,9 @@ class SolverResult:
         The solver's own verdict. invlayer records it, and measures for itself.
     iterations : int or Tensor
         Iterations, or evaluations of F where the solver counts only those; -1 if unknown.
-    message : str
-        The solver's own words, shown to the user when the sample fails.
+    message : str or sequence of str
+        The solver's own words, shown to the user when the sample fails; a batched solver may have one for
+        each sample.
     aux : mapping
         Anything else worth keeping, by name; it carries no gradient.
     """
@@ -158,7 +194,7 @@ class SolverResult:
     y: np.ndarray | Tensor
     success: bool | Tensor = True
     iterations: int | Tensor = -1
-    message: str = ""
+    message: str | Sequence[str] = ""
     aux: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -172,6 +208,18 @@ class Solver(ABC):
     """
 
     batched: ClassVar[bool] = False
+
+    def takes_jacobian(self, options: Mapping[str, Any]) -> bool:
+        """Whether ``solve`` with these options asks for J, besides F: it then gains more from lockstep."""
+        return False
+
+    def is_stackable(self, options: Mapping[str, Any]) -> bool:
+        """Whether a batch may be given to a per-sample ``solve`` as one system of B·n unknowns.
+
+        That is right where the method never forms J (its cost is then that of B systems), stops at the
+        largest component of the residual, and does not mind which unknowns belong together.
+        """
+        return False
 
     @abstractmethod
     def solve(self, problem: Any, y0: Any, options: Mapping[str, Any]) -> SolverResult:

@@ -53,6 +53,10 @@ class SolverSpec:
         True if two threads may call ``solve`` of one instance at once.
     bounds, constraints : bool
         Whether it accepts bounds, and constraints.
+    scalar : bool
+        Whether it solves one equation in one unknown only.
+    bracket : bool
+        Whether it needs ``options={"bracket": (lo, hi)}``, between which F changes its sign.
     api : int
         The contract it was written for.
 
@@ -76,6 +80,8 @@ class SolverSpec:
     thread_safe: bool = True
     bounds: bool = False
     constraints: bool = False
+    scalar: bool = False
+    bracket: bool = False
     api: int = API_VERSION
 
     def __post_init__(self) -> None:

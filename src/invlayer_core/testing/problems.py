@@ -38,7 +38,20 @@ def batch_problem(case: Case, kind: str) -> BatchProblem:
             return function(y)
 
     batch, size = case.start.shape
-    return BatchProblem(kind, size, batch, residual, lambda y: batch_jacobian(function, y.detach()))
+    return BatchProblem(
+        kind,
+        size,
+        batch,
+        residual,
+        lambda y: batch_jacobian(function, y.detach()),
+        lambda y: _second_derivative(function, y),
+    )
+
+
+def _second_derivative(function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """d²F/dy² of scalar equations, ``(B, 1)``."""
+    slope = lambda y: batch_jacobian(function, y, create_graph=True).squeeze(-1)  # noqa: E731
+    return batch_jacobian(slope, y.detach()).squeeze(-1)
 
 
 def sample_problem(case: Case, kind: str, index: int) -> SampleProblem:
@@ -48,7 +61,14 @@ def sample_problem(case: Case, kind: str, index: int) -> SampleProblem:
     def of_vector(function: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
         return lambda y: _to_numpy(function(torch.as_tensor(y).to(case.start).reshape(1, -1))[0])
 
-    return SampleProblem(kind, problem.size, index, of_vector(problem.residual), of_vector(problem.jacobian))
+    return SampleProblem(
+        kind,
+        problem.size,
+        index,
+        of_vector(problem.residual),
+        of_vector(problem.jacobian),
+        of_vector(problem.second_derivative),
+    )
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:

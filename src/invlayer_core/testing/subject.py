@@ -109,8 +109,16 @@ class Subject:
         return load_solver(replace(self.spec, batched=batched), _CALLER)
 
     def each(self, *cases: Case) -> Iterator[tuple[str, Case]]:
-        """Every case as every kind."""
-        return ((kind, case) for kind in self.kinds for case in cases)
+        """Every case as every kind, in the form that the solver takes."""
+        return ((kind, self.suited(case)) for kind in self.kinds for case in cases)
+
+    def suited(self, case: Case) -> Case:
+        """The case in the form that the solver takes: scalar equations, if it solves only those."""
+        return case.scalar() if self.spec.scalar else case
+
+    def options_for(self, case: Case) -> dict[str, Any]:
+        """The options of a solve: the given ones, with the bracket of the case where one is needed."""
+        return {**self.options, **({"bracket": case.bracket} if self.spec.bracket else {})}
 
     def tolerance_for(self, dtype: torch.dtype) -> float:
         """``atol`` and ``rtol`` of a solve in that precision."""
@@ -141,7 +149,7 @@ class Subject:
         """
         tolerance = self.tolerance_for(case.start.dtype)
         settings: dict[str, Any] = {
-            "options": self.options,
+            "options": self.options_for(case),
             "atol": tolerance,
             "rtol": tolerance,
             "on_failure": "nan",

@@ -59,6 +59,8 @@ class Case:
     exact : bool
         Whether F is sums and products of single elements: its rounding, and that of its derivatives, is
         then the same wherever in a batch a system stands, and results can be compared bit for bit.
+    bracket : pair of float
+        Where F of a system with one unknown (:meth:`scalar`) changes its sign.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Case:
     args: tuple[Tensor, ...]
     relaxation: float
     exact: bool
+    bracket: tuple[float, float] = (-9.0, 9.0)
 
     def posed(self, kind: str) -> Callable[..., Tensor]:
         """F for ``"root"``, T for ``"fixed_point"``."""
@@ -75,6 +78,15 @@ class Case:
     def select(self, index: Any) -> Case:
         """The systems at ``index`` of the batch, in that order."""
         return replace(self, start=self.start[index], args=(self.args[0][index], *self.args[1:]))
+
+    def scalar(self) -> Case:
+        """The first unknown of every system with the first equation: scalar equations."""
+        own, *shared = self.args
+        return replace(
+            self,
+            start=self.start[..., :1],
+            args=(own[..., :1], *(arg[tuple(slice(1) for _ in arg.shape)] for arg in shared)),
+        )
 
     def spread(self, width: float) -> Case:
         """The same systems with starts up to ``width`` further away, so that some take more iterations."""
@@ -106,7 +118,7 @@ def _linear(y: Tensor, b: Tensor, A: Tensor) -> Tensor:
 def quadratic(batch: tuple[int, ...] = (3,), size: int = 2) -> Case:
     """y² + 2y = b, element by element; two roots each, −1 ± √(1 + b)."""
     b = _uniform((*batch, size), 0.5, 2.0, seed=2)
-    return Case("quadratic", _quadratic, torch.ones_like(b), (b,), 0.25, exact=True)
+    return Case("quadratic", _quadratic, torch.ones_like(b), (b,), 0.25, exact=True, bracket=(-1.0, 3.0))
 
 
 def _quadratic(y: Tensor, b: Tensor) -> Tensor:
@@ -116,7 +128,7 @@ def _quadratic(y: Tensor, b: Tensor) -> Tensor:
 def square(batch: tuple[int, ...] = (4,), size: int = 2) -> Case:
     """y² = b, element by element; without a root where b < 0."""
     b = _uniform((*batch, size), 0.5, 2.0, seed=3)
-    return Case("square", _square, torch.ones_like(b), (b,), 0.25, exact=True)
+    return Case("square", _square, torch.ones_like(b), (b,), 0.25, exact=True, bracket=(0.0, 3.0))
 
 
 def _square(y: Tensor, b: Tensor) -> Tensor:

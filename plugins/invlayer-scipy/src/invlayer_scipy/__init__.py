@@ -1,4 +1,4 @@
-"""SciPy's root finders for invlayer: ``scipy.fsolve`` and ``scipy.root``.
+"""SciPy's root finders for invlayer, for systems and for scalar equations.
 
 This is the registration module. It does not import SciPy: that waits until one of the solvers is used.
 """
@@ -11,20 +11,43 @@ __all__ = ["register_linear_solver", "register_solver"]
 @hookimpl
 def register_solver() -> list[SolverSpec]:
     """Describe the solvers; see :meth:`invlayer_core.solvers.SolverHooks.register_solver`."""
-    return [_spec("scipy.fsolve", "Fsolve"), _spec("scipy.root", "Root")]
+    return [
+        _spec("scipy.fsolve", "root:Fsolve"),
+        _spec("scipy.root", "root:Root"),
+        _spec("scipy.newton", "scalar:Newton", scalar=True),
+        *(
+            _spec(f"scipy.{name.lower()}", f"scalar:{name}", scalar=True, bracket=True)
+            for name in ("Brentq", "Brenth", "Ridder", "Bisect", "Toms748")
+        ),
+        _spec(
+            "scipy.find_root", "elementwise:FindRoot", batched=True, scalar=True, requires=("scipy>=1.15",)
+        ),
+        _spec("scipy.fixed_point", "fixed_point:FixedPoint", kinds=("fixed_point",)),
+    ]
 
 
-def _spec(name: str, adapter: str) -> SolverSpec:
+def _spec(
+    name: str,
+    adapter: str,
+    *,
+    kinds: tuple[str, ...] = ("root", "fixed_point"),
+    requires: tuple[str, ...] = ("scipy>=1.11",),
+    batched: bool = False,
+    scalar: bool = False,
+    bracket: bool = False,
+) -> SolverSpec:
     return SolverSpec(
         name=name,
-        factory=f"invlayer_scipy.root:{adapter}",
-        kinds=("root", "fixed_point"),
-        requires=("scipy>=1.11",),
+        factory=f"invlayer_scipy.{adapter}",
+        kinds=kinds,
+        requires=requires,
         install="pip install invlayer-scipy",
-        batched=False,
+        batched=batched,
         # MINPACK has no state of its own, SciPy keeps its callbacks per thread since 1.2 (scipy#8740),
         # and the other methods are Python; tests/test_adapter.py interleaves threads within a solve.
         thread_safe=True,
+        scalar=scalar,
+        bracket=bracket,
     )
 
 

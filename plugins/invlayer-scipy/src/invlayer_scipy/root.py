@@ -37,6 +37,9 @@ class Fsolve(Solver):
     analytic one; ``"fprime": None`` lets MINPACK take differences instead.
     """
 
+    def takes_jacobian(self, options: Mapping[str, Any]) -> bool:
+        return "fprime" not in options
+
     def solve(self, problem: SampleProblem, y0: np.ndarray, options: Mapping[str, Any]) -> SolverResult:
         """Find y with F(y) = 0; success and message are SciPy's, iterations its evaluations of F.
 
@@ -86,6 +89,13 @@ class Root(Solver):
     all in one dict. The methods hybr and lm get the analytic Jacobian unless ``"jac": False``; the others
     approximate it as they go.
     """
+
+    def takes_jacobian(self, options: Mapping[str, Any]) -> bool:
+        method = str(options.get("method", "hybr")).lower()
+        return method in _TAKE_JACOBIAN and options.get("jac") is not False
+
+    def is_stackable(self, options: Mapping[str, Any]) -> bool:
+        return str(options.get("method", "hybr")).lower() == "krylov" and options.get("tol_norm") is None
 
     def solve(self, problem: SampleProblem, y0: np.ndarray, options: Mapping[str, Any]) -> SolverResult:
         """Find y with F(y) = 0; success, message and iterations are SciPy's.

@@ -31,8 +31,9 @@ def exceptions(subject: Subject) -> str:
         raise NotApplicable("one call of a batched solver serves all samples; none has exceptions of its own")
     found = []
     for kind in subject.kinds:
-        healthy, _ = subject.solve(square(), kind)
-        y, info = subject.solve(square(), kind, solver=_Interrupted(subject.solver))
+        case = subject.suited(square())
+        healthy, _ = subject.solve(case, kind)
+        y, info = subject.solve(case, kind, solver=_Interrupted(subject.solver))
         _require_contained(y, info, healthy, f"an exception in F ({kind})")
         if info.status[_BAD] is Status.FALSE_CONVERGENCE:
             raise Violation(
@@ -58,6 +59,7 @@ class _Interrupted(Solver):
                 problem,
                 residual_function=_raising(problem.residual_function, calls),
                 jacobian_function=_raising(problem.jacobian_function, calls),
+                second_derivative_function=_raising(problem.second_derivative, calls),
             )
         return self.solver.solve(problem, y0, options)
 
@@ -87,7 +89,7 @@ def nan_args(subject: Subject) -> str:
 def _spoiled(subject: Subject, shift: float, what: str) -> str:
     found = []
     for kind in subject.kinds:
-        case = square()
+        case = subject.suited(square())
         healthy, _ = subject.solve(case, kind)
         spoiled = case.shifted(shift, _BAD)
         y, info = subject.solve(spoiled, kind)

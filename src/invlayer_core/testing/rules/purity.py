@@ -30,7 +30,7 @@ def no_mutation(subject: Subject) -> str:
     for kind, case in subject.each(*regular_cases()):
         _require_unchanged(subject, case, partial(subject.solve, case, kind))
         for problem, y0 in pose(case, kind, batched=subject.solver.batched):
-            options = copy.deepcopy(dict(subject.options))
+            options = copy.deepcopy(subject.options_for(case))
             call = partial(subject.solver.solve, problem, y0, options)
             _require_unchanged(subject, case, call, options)
     given = f"options {sorted(subject.options)}" if subject.options else "options (none given)"
@@ -147,7 +147,11 @@ def _layer(subject: Subject, case: Case, kind: str) -> RootLayer | FixedPointLay
     layer = RootLayer if kind == "root" else FixedPointLayer
     tolerance = subject.tolerance
     return layer(
-        case.posed(kind), solver=subject.solver, options=subject.options, atol=tolerance, rtol=tolerance
+        case.posed(kind),
+        solver=subject.solver,
+        options=subject.options_for(case),
+        atol=tolerance,
+        rtol=tolerance,
     )
 
 

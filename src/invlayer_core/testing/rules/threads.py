@@ -29,7 +29,7 @@ def thread_safety(subject: Subject) -> str:
     if not subject.spec.thread_safe:
         raise NotApplicable("SolverSpec(thread_safe=False): two threads never call the solver at once")
     for kind in subject.kinds:
-        cases = [_slowed(shift) for shift in range(_THREADS * _SOLVES)]
+        cases = [_slowed(subject, shift) for shift in range(_THREADS * _SOLVES)]
         solve = partial(subject.solve, kind=kind)
         serial = [solve(case) for case in cases]
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -43,16 +43,17 @@ def thread_safety(subject: Subject) -> str:
 
 def _require_lockstep(subject: Subject, kind: str) -> None:
     """The samples of a batch, each in a thread of its own that waits for the others at every F."""
-    cases = (coupled_cubic((3,)), square().shifted(-2.5, index=1))  # the second has a sample without a root
+    rootless = square().shifted(-2.5, index=1)  # one sample of it
+    cases = (subject.suited(coupled_cubic((3,))), subject.suited(rootless))
     serial, lockstep = (
         [subject.solve(case, kind, batch=batch)[0] for case in cases] for batch in ("serial", "lockstep")
     )
     _require_same(serial, lockstep, f"lockstep ({kind})")
 
 
-def _slowed(shift: int) -> Case:
+def _slowed(subject: Subject, shift: int) -> Case:
     """A problem of its own for every solve."""
-    case = coupled_cubic((2,))
+    case = subject.suited(coupled_cubic((2,)))
     b, A = case.args
     return replace(case, function=_Yielding(case.function), args=(b + 0.05 * shift, A))
 

@@ -58,7 +58,7 @@ def claims(subject: Subject) -> str:
     claimed = [verdict for case in verdicts for verdict in case]
     if 2 * sum(claimed) < len(claimed):
         raise _too_modest(f"{len(claimed) - sum(claimed)} of {len(claimed)} samples")
-    rootless = square().shifted(-2.5)
+    rootless = subject.suited(square().shifted(-2.5))
     lies = [kind for kind in subject.kinds if any(_claimed(subject, rootless, kind))]
     warning = (
         f"; it claims a root of y² = −b ({', '.join(lies)}), so only the residual can tell" if lies else ""
@@ -106,7 +106,7 @@ def _claimed(subject: Subject, case: Case, kind: str) -> list[bool]:
     claimed: list[bool] = []
     for problem, y0 in pose(case, kind, batched=subject.solver.batched):
         try:
-            success = subject.solver.solve(problem, y0, subject.options).success
+            success = subject.solver.solve(problem, y0, subject.options_for(case)).success
         except Exception:  # an exception is one way to report a failure
             success = False
         count = y0.shape[0] if subject.solver.batched else 1  # a batched solver may claim for all at once
@@ -133,7 +133,7 @@ def _require_kept_dtype(subject: Subject, case: Case, kind: str) -> None:
     if not subject.solver.batched:
         return
     for problem, y0 in pose(case, kind, batched=True):
-        came = subject.solver.solve(problem, y0, subject.options).y.dtype
+        came = subject.solver.solve(problem, y0, subject.options_for(case)).y.dtype
         if came != case.start.dtype:
             raise Violation(
                 f"y in the dtype of y0, {case.start.dtype} ({case.name} as {kind})",

@@ -1,0 +1,116 @@
+"""Which tensors of a batch have one row per sample, found by measurement and not by their shapes.
+
+F is a whole-tensor function. Were every evaluation for one sample one of the whole batch, B samples would
+cost B² rows. So before a batch is divided, F is tried: every tensor whose leading dims are those of the
+batch gets NaN in all rows but one, and it is rowwise if that sample's residual does not change by a bit.
+What is then cut out has to give the same residual. If F refuses any of this, the batch stays whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from invlayer_core.execution.samples import resting_rows
+from invlayer_core.execution.workload import Workload
+
+__all__ = ["Probe", "probe"]
+
+
+@final
+@dataclass(frozen=True)
+class Probe:
+    """What trying F has shown.
+
+    Attributes
+    ----------
+    rowwise : tuple of bool, or None
+        Which of θ have one row per sample; None if a part of the batch cannot be evaluated alone.
+    whole, alone : float
+        Seconds for F of the whole batch, and for F of one sample alone.
+    """
+
+    rowwise: tuple[bool, ...] | None
+    whole: float
+    alone: float
+
+
+def probe(workload: Workload) -> Probe:
+    """Try F on the whole batch, and on parts of it.
+
+    An F that raises here is no failure yet: its solve will tell.
+    """
+    y = _generic(resting_rows(workload.y0))
+    try:
+        whole, reference = _timed(workload, y)
+        finite = reference.isfinite().all(-1).nonzero()
+        if not len(finite):
+            return Probe(None, whole, whole)
+        row = int(finite[len(finite) // 2])
+        rowwise = _rowwise(workload, y, reference[row], row)
+        seconds = _check(replace(workload, rowwise=rowwise), y, reference, row)
+    except Exception:
+        return Probe(None, 0.0, 0.0)
+    return Probe(None, whole, whole) if seconds is None else Probe(rowwise, whole, seconds)
+
+
+def _generic(y: Tensor) -> Tensor:
+    """Near ``y``, where no component is special."""
+    steps = torch.arange(1, y.numel() + 1, dtype=y.dtype, device=y.device).reshape(y.shape)
+    return y + 1e-3 * (1 + y.abs()) * (0.5 + (7.0 * steps.sqrt()).frac())
+
+
+def _timed(workload: Workload, y: Tensor) -> tuple[float, Tensor]:
+    problem = workload.problem()
+    began = time.perf_counter()
+    residual = problem.residual(y)
+    return time.perf_counter() - began, residual
+
+
+def _rowwise(workload: Workload, y: Tensor, expected: Tensor, row: int) -> tuple[bool, ...]:
+    batch = workload.system.shape.batch
+    candidates = [
+        tensor.is_floating_point() and tensor.shape[: len(batch)] == batch for tensor in workload.theta
+    ]
+    if _unmoved(workload, y, expected, row, candidates):
+        return tuple(candidates)
+    return tuple(
+        candidate and _unmoved(workload, y, expected, row, [i == k for i in range(len(candidates))])
+        for k, candidate in enumerate(candidates)
+    )
+
+
+def _unmoved(workload: Workload, y: Tensor, expected: Tensor, row: int, spoiled: Sequence[bool]) -> bool:
+    """Whether F of sample ``row`` is the same with NaN in the other rows of these tensors."""
+    theta = tuple(
+        _spoil(tensor, y.shape[0], row) if spoil else tensor
+        for tensor, spoil in zip(workload.theta, spoiled, strict=True)
+    )
+    residual = replace(workload, theta=theta).problem().residual(_spoil(y, y.shape[0], row))
+    return torch.equal(residual[row], expected)
+
+
+def _spoil(tensor: Tensor, count: int, row: int) -> Tensor:
+    rows = tensor.reshape(count, -1)
+    spoiled = torch.full_like(rows, torch.nan)
+    spoiled[row] = rows[row]
+    return spoiled.reshape(tensor.shape)
+
+
+def _check(workload: Workload, y: Tensor, reference: Tensor, row: int) -> float | None:
+    """Seconds for F of one sample, if parts of one and of two samples have the residuals of the whole."""
+    seconds = []
+    for size in (1, min(2, y.shape[0]), 1):
+        start = min(row, y.shape[0] - size)
+        spent, residual = _timed(workload.rows(start, start + size), y[start : start + size])
+        offset = row - start
+        tolerance = 1e3 * torch.finfo(y.dtype).eps
+        if not torch.allclose(residual[offset], reference[row], rtol=tolerance, atol=tolerance):
+            return None
+        seconds.append(spent)
+    return min(seconds[0], seconds[2])

@@ -41,6 +41,7 @@ def workload(batch: int, n: int, quick: bool) -> None:
         solution = inv.inverse(x, lambda _x: y.clone(), **known)  # type: ignore[arg-type]
         return torch.autograd.grad(solution, x, cotangent)[0]
 
+    rows = {} if quick else {"inverse(f=f, compile=True)": lambda: layer(f=f, compile=True)}
     error = float((layer(f=f) - exact).norm() / exact.norm())
     compare(
         f"Inverse layer, B = {batch}, n = {n}, forward + backward (error {error:.0e})",
@@ -48,6 +49,7 @@ def workload(batch: int, n: int, quick: bool) -> None:
             "floor: solve with J given + one vjp": floor,
             "is_grads_batched + LU by hand, uncertified": by_hand,
             "inverse(f=f)": lambda: layer(f=f),
+            **rows,
             "inverse(jacobian=J(y))": lambda: layer(jacobian=jacobian),
         },
         quick=quick,

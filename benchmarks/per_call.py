@@ -63,6 +63,7 @@ def solve(_theta: Tensor) -> Tensor:
 
 
 by_autograd = inv.implicit_function(conditions)(solve)
+compiled = inv.implicit_function(conditions, compile=True)(solve)
 by_hand_jacobian = inv.implicit_function(conditions, jacobian=jacobian)(solve)
 
 
@@ -71,15 +72,18 @@ def both(layer: Any) -> Any:
 
 
 if __name__ == "__main__":
+    quick = options().quick
+    rows = {} if quick else {"implicit_function, compile=True": both(compiled)}  # compiling takes seconds
     compare(
         "Per call, n = 2, B = 1, forward + backward, the solver itself free",
         {
             "floor: empty autograd.Function": both(Empty.apply),
             "autograd.Function by hand, uncertified": both(ByHand.apply),
             "implicit_function": both(by_autograd),
+            **rows,
             "implicit_function, jacobian given": both(by_hand_jacobian),
             "implicit_function, forward only": lambda: by_autograd(THETA),
             "root, torch.newton": both(lambda theta: inv.root(conditions, torch.zeros(1, 2), theta)),
         },
-        quick=options().quick,
+        quick=quick,
     )

@@ -105,6 +105,7 @@ def places_of(function: Any) -> tuple[tuple[Place, Tensor], ...]:
         (Place(table, name), tensor)
         for outer in _modules_of(function)
         for module in outer.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # reads its own in C++, whatever is done here
         for table in (module._parameters, module._buffers)
         for name, tensor in table.items()
         if tensor is not None

@@ -20,7 +20,8 @@ def compiled_afresh() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/compile/" in item.path.as_posix():
-            # Behind a graph break Dynamo looks at `.grad` of tensors that are no leaves, and torch.jit at import.
+            # Behind a graph break Dynamo looks at `.grad` of tensors that are no leaves; inductor imports
+            # a module that uses torch.jit.
             item.add_marker(pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"))
             item.add_marker(
                 pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is:DeprecationWarning")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests import opaque
 from torch import Tensor
 from torch.autograd import forward_ad
 
 import invlayer_core as inv
-from tests import opaque
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -127,6 +127,18 @@ def test_a_solver_function_breaks_the_graph_until_it_is_known_what_it_returns():
 
 def test_closures_in_the_graph_break_it():
     refused(lambda a, b: inv.root(lambda y: y + y**3 - a * b, torch.zeros_like(b)).sin(), A, B)
+
+
+def test_structured_and_complex_unknowns_break_the_graph():
+    layer = inv.RootLayer(lambda y, b: {"one": y["one"] ** 2 - b, "two": y["one"] * y["two"] - b})
+
+    def structured(b):
+        y = layer(2 * b, y0={"one": torch.ones_like(b), "two": torch.ones_like(b)})
+        return y["two"].sin()
+
+    refused(structured, B)
+    complex_layer = inv.RootLayer(lambda z, b: z**2 + b)
+    refused(lambda b: complex_layer(2 * b, y0=torch.full_like(b, 1j, dtype=torch.complex128)).imag.sin(), B)
 
 
 def test_a_false_promise_of_a_shape_raises():

@@ -1,6 +1,6 @@
 """The reverse rule as one compiled function (``compile=True``).
 
-Conditions, Jacobian blocks, linear solve, pullback and their certificate go through ``torch.compile`` together.
+Conditions, Jacobian blocks, linear solve, pullback and their certificate go through ``torch.compile`` as one.
 The graph says whether all is well; where it is not (a singular Jacobian, mixed samples, an inaccurate
 solve), and for every derivative but the first in reverse mode, the ordinary rule takes over.
 
@@ -88,7 +88,7 @@ class _CompiledRule:
                 form, function, system.jacobian, names, len(system.shape.batch), y.detach(), tensors,
                 cotangent.detach(), tuple(wanted),
             )  # fmt: skip
-        except Exception as error:  # noqa: BLE001 (whatever Dynamo, the compiler or F under them raises)
+        except Exception as error:
             self.give_up(f"torch.compile failed with {type(error).__name__}: {_first_line(error)}")
             return None
         if not bool(holds):
@@ -99,8 +99,9 @@ class _CompiledRule:
     def give_up(self, reason: str) -> None:
         self.failed = True
         warn_user(
-            f"compile=True: {reason}. Derivatives of these conditions are taken without it; the numbers are the "
-            "same. Accepted are conditions that torch.compile takes in one graph; leave compile=False otherwise.",
+            f"compile=True: {reason}. Derivatives of these conditions are taken without it, and the numbers "
+            "are the same. Accepted are conditions that torch.compile takes in one graph; leave "
+            "compile=False for others.",
             PerformanceWarning,
         )
 
@@ -194,7 +195,7 @@ def _reverse_rule(
         return value - y if form == "fixed_point" else value
 
     moving = [t for t, want in zip(theta, wanted, strict=True) if want]
-    value, pull = torch.func.vjp(residual, y, moving)
+    value, pull = torch.func.vjp(residual, y, moving)[:2]
     batch = y.shape[:batch_dims]
     count, n, m = batch.numel(), y.shape[batch_dims:].numel(), value.shape[batch_dims:].numel()
     rhs = cotangent.reshape(count, n)
@@ -202,7 +203,7 @@ def _reverse_rule(
         blocks = _blocks(pull, value, batch, n)
     else:
         blocks = jacobian(y, *theta[:plain]).reshape(count, m, n)
-    factors, pivots, _ = torch.linalg.lu_factor_ex(blocks)
+    factors, pivots = torch.linalg.lu_factor_ex(blocks)[:2]
     weights = torch.linalg.lu_solve(factors, pivots, rhs.unsqueeze(-1), adjoint=True).squeeze(-1)
     back, pulled = pull(-weights.reshape(value.shape).to(value.dtype))
     gap = (back.reshape(count, n) + rhs).abs().amax(-1)

@@ -2,8 +2,8 @@
 
 A call has no layer that could be looked up later. One is made while tracing, from what Dynamo knows to be
 constant: the conditions, the solver and the keywords; equal constants share it. Where the conditions are an
-``nn.Module`` it lives as long as that, and refers to it weakly. Where they are a function it is kept for good,
-one for each piece of source text: the function itself may be a lambda made in the graph, and short-lived.
+``nn.Module`` it lives as long as that, and refers to it weakly. Where they are a function it is kept for
+good, one for each piece of source text: the function itself may be a lambda of the graph, and short-lived.
 
 A function with a closure is left out: Dynamo guards on a function's code, not on what it closes over, so that
 one closure would be answered by another.
@@ -70,7 +70,7 @@ _OF_MODULES: weakref.WeakKeyDictionary[torch.nn.Module, dict[Any, _Call]] = weak
 _OF_FUNCTIONS: dict[Any, _Call] = {}
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _key_of(
     kind: _Kind, function: Any, solver: Any, options: Any, jacobian: Any, adjoint: Any, rest: Any
 ) -> str:
@@ -84,7 +84,7 @@ def _key_of(
     specification = (kind, functions, options, adjoint, rest)
     if specification not in same:
         given: Any = {name: value for name, value in zip(_CONSTANT, rest, strict=True) if value != "default"}
-        keywords = given if adjoint is None else {**given, "adjoint": adjoint}
+        keywords: Any = given if adjoint is None else {**given, "adjoint": adjoint}
         same[specification] = _Call(kind, reference, solver, dict(options), jacobian, keywords)
     return same[specification].trace_key
 

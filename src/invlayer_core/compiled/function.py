@@ -32,7 +32,7 @@ class TraceableFunction:
         self.trace_key = ""
 
     def register_fake(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Tell what y looks like: ``function(*args)`` has its shape, dtype and device. Usable as a decorator."""
+        """Tell what y looks like: ``function(*args)`` has its shape, dtype and device."""
         self.fake = function
         parts = (part for part in (self.conditions, self.jacobian) if part is not None)
         self.trace_key = register(self) if all(map(is_within_reach, parts)) else ""

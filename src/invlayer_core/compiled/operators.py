@@ -3,9 +3,9 @@
 Both are opaque to torch (``torch.library.custom_op``) and run the ordinary engine. Their operands are a
 layer's key, the structure of its args, and one flat list of tensors.
 
-An operator has first derivatives in reverse mode, and no others. Elsewhere torch would take a wrong one without
-a word: ``torch.func.jvp`` through a custom operator is zero. So a kernel of its own refuses every ``torch.func``
-transform, an open level of forward mode is refused, and so is a second derivative.
+An operator has first derivatives in reverse mode, and no others. Elsewhere torch would take a wrong one
+without a word: ``torch.func.jvp`` through a custom operator is zero. So a kernel of its own refuses every
+``torch.func`` transform, an open level of forward mode is refused, and so is a second derivative.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["NotInGraphError", "pullback", "solve"]
 
 
 class NotInGraphError(UnsupportedTransformError, NotImplementedError):
-    """A transform met an operator. (Dynamo takes a ``NotImplementedError`` for a reason to break the graph.)"""
+    """A transform met an operator; to Dynamo a ``NotImplementedError`` is a reason to break the graph."""
 
 
 @torch.library.custom_op("invlayer::solve", mutates_args=())
@@ -59,7 +59,7 @@ def solve(layer: str, args: str, differentiable: bool, tensors: list[Tensor]) ->
 
 
 @solve.register_fake
-def _(layer: str, args: str, differentiable: bool, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _(layer: str, args: str, _differentiable: bool, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
     owner = find(layer)
     problem = owner.traced_problem()
     y = owner.fake_solution(*_fake_operands(problem.guesses, problem.call(args).args, tensors))
@@ -91,11 +91,11 @@ def pullback(
 
 @pullback.register_fake
 def _(
-    layer: str,
-    args: str,
-    y: Tensor,
-    dead: Tensor,
-    cotangent: Tensor,
+    _layer: str,
+    _args: str,
+    _y: Tensor,
+    _dead: Tensor,
+    _cotangent: Tensor,
     tensors: list[Tensor],
     wanted: list[bool],
 ) -> list[Tensor]:
@@ -115,23 +115,23 @@ def _backward(ctx: Any, cotangent: Tensor, _: Any) -> tuple[None, None, None, li
     return None, None, None, [next(supply) if want else None for want in wanted]
 
 
-def _refuse_second_derivative(ctx: Any, *_: Any) -> None:
+def _refuse_second_derivative(_ctx: Any, *_: Any) -> None:
     raise UnsupportedTransformError(
         "a layer inside torch.compile or torch.export was differentiated twice; its operator has first "
-        "derivatives only. Accepted for higher orders is the layer outside of torch.compile: mark the function "
-        "that calls it with torch.compiler.disable."
+        "derivatives only. Accepted for higher orders is the layer outside of torch.compile: mark the "
+        "function that calls it with torch.compiler.disable."
     )
 
 
 solve.register_autograd(_backward, setup_context=_save)
-pullback.register_autograd(_refuse_second_derivative, setup_context=lambda ctx, inputs, output: None)
+pullback.register_autograd(_refuse_second_derivative)
 
 
 def _refuse_transform(*_: Any, **__: Any) -> None:
     raise NotInGraphError(
-        "a torch.func transform (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap) met a layer inside torch.compile "
-        "or torch.export; there torch would return zeros for some of them. Accepted is the layer outside of "
-        "torch.compile: mark the function that calls it with torch.compiler.disable, or transform the layer itself."
+        "a torch.func transform (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap) met a layer inside "
+        "torch.compile or torch.export, where torch would return zeros for some of them. Accepted is the "
+        "layer outside of torch.compile: mark the function that calls it with torch.compiler.disable."
     )
 
 
@@ -150,10 +150,10 @@ def _refuse_forward_mode() -> None:
 
 def _captured_error() -> ConditionsError:
     return ConditionsError(
-        "the conditions of a layer inside torch.compile or torch.export depend on a tensor that requires grad "
-        "and is neither in args nor a parameter of an nn.Module that is the conditions: its gradient would be "
-        "lost. Pass it in args=(...), or make the conditions an nn.Module (or a method of one) and the tensor "
-        "its parameter."
+        "the conditions of a layer inside torch.compile or torch.export depend on a tensor that requires "
+        "grad and is neither in args nor a parameter of an nn.Module that is the conditions: its gradient "
+        "would be lost. Accepted is the tensor in args=(...), or as a parameter of an nn.Module that is "
+        "passed as the conditions (itself, or a method of it)."
     )
 
 
@@ -161,10 +161,10 @@ def _check_shape(y: Tensor, expected: Tensor) -> None:
     if (y.shape, y.dtype, y.device) == (expected.shape, expected.dtype, expected.device):
         return
     raise ConditionsError(
-        f"inside torch.compile or torch.export the solver returned y of shape {tuple(y.shape)}, {y.dtype}, on "
-        f"{y.device}; the graph was traced for shape {tuple(expected.shape)}, {expected.dtype}, on "
-        f"{expected.device}. Accepted is what was promised: the form of x for inverse, of y0 for root and "
-        "fixed_point, and for implicit_function that of register_fake."
+        f"inside torch.compile or torch.export the solver returned y of shape {tuple(y.shape)}, {y.dtype}, "
+        f"on {y.device}; the graph was traced for shape {tuple(expected.shape)}, {expected.dtype}, on "
+        f"{expected.device}. Accepted is what was promised: the form of x for inverse, that of y0 for root "
+        "and fixed_point, and that of register_fake for implicit_function."
     )
 
 

@@ -23,6 +23,7 @@ from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import CallableForward
 from invlayer_core.implicit import Settings, solve_implicitly
+from invlayer_core.solvers.direct import is_factors
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["FromGuess", "OwnSolver", "TracedCall", "TracedProblem", "module_of"]
@@ -186,10 +187,10 @@ class OwnSolver(TracedProblem):
         )  # fmt: skip
         if solution.outcome.structure is not None:
             raise ConditionsError(
-                f"{forward.name} returned a pytree or a complex tensor inside torch.compile or torch.export; accepted "
-                "there is one real floating-point tensor y."
+                f"{forward.name} returned something else than one real tensor inside torch.compile or "
+                "torch.export. Accepted there is one real floating-point tensor."
             )
-        if solution.outcome.aux:
+        if solution.outcome.aux and not is_factors(solution.outcome.aux[0]):
             raise ConditionsError(
                 f"{forward.name} returned (y, aux) inside torch.compile or torch.export, where only tensors "
                 "can be passed on. Accepted there is a solver function that returns y alone."

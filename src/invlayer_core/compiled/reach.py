@@ -1,8 +1,8 @@
 """Whether a function depends on tensors with gradients that a traced graph would not see.
 
-An operator has as inputs what is passed to it: args, and the parameters of a module. What else the conditions
-can reach, through a closure, a default, a global name or an attribute, is looked through here, once per layer.
-The look is shallow where Python is opaque; then the operator itself finds out when it runs, and raises.
+An operator has as inputs what is passed to it: args, and the parameters of a module. What else the
+conditions can reach, through a closure, a default, a global name or an attribute, is looked through here,
+once per layer. What stays hidden the operator finds when it runs, and raises.
 """
 
 from __future__ import annotations

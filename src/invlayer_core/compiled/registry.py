@@ -52,8 +52,8 @@ def find(key: str) -> Traceable:
     layer = _LAYERS.get(key)
     if layer is None:
         raise UnsupportedTransformError(
-            f"a compiled or exported graph calls the layer {key!r}, which does not exist in this process. Such "
-            "a graph holds a reference to its layer, not the layer. Accepted is to keep the layer alive as long "
-            "as the graph is used, in the process that traced it; trace again after loading."
+            f"a compiled or exported graph calls the layer {key!r}, which does not exist in this process. "
+            "Such a graph holds a reference to its layer, not the layer. Accepted is a layer that is kept "
+            "alive as long as the graph is used, in the process that traced it; trace again after loading."
         )
     return layer

@@ -23,12 +23,13 @@ __all__ = ["outside_graph", "traced_solution"]
 _RAISED = (torch.float16, torch.bfloat16)
 
 _REASON = (
-    "this call of an invlayer layer cannot be part of a graph. Accepted under torch.compile(fullgraph=True) and "
-    "torch.export are: RootLayer, FixedPointLayer and InverseLayer; functions decorated by implicit_function once "
-    "they have a register_fake; root, fixed_point and inverse whose conditions are an nn.Module or a function "
-    "without closure. Everywhere, args are tensors, constants and plain containers, there is no return_info, and "
-    "tensors with gradients are args or parameters of the nn.Module that the conditions are (or are a method of). "
-    "Without fullgraph the graph breaks here, and the numbers are the same."
+    "this call of an invlayer layer cannot be part of a graph. Accepted under "
+    "torch.compile(fullgraph=True) and torch.export are: RootLayer, FixedPointLayer and InverseLayer; "
+    "functions decorated by implicit_function once they have a register_fake; root, fixed_point and inverse "
+    "whose conditions are an nn.Module or a function without closure. Everywhere, args are tensors, "
+    "constants and plain containers, there is no return_info, and tensors with gradients are args or "
+    "parameters of the nn.Module that the conditions are (or are a method of). Without fullgraph the graph "
+    "breaks here, and the numbers are the same."
 )
 
 
@@ -40,7 +41,7 @@ def traced_solution(
     template = take_out(args, tensors)
     if not key or template is None or keywords.get("return_info"):
         return None
-    if any([t.is_complex() for t in tensors]):
+    if not isinstance(keywords.get("event_dims", 1), int) or any(t.is_complex() for t in tensors):
         return None
     tensors = [t.float() if t.dtype in _RAISED else t for t in (*guesses, *tensors)]
     module = module_of(conditions)

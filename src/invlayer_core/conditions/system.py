@@ -125,9 +125,9 @@ def _other_tensors(function: Any) -> ConditionsError:
     return ConditionsError(
         f"conditions {getattr(function, '__qualname__', type(function).__name__)!r} read a tensor with a "
         "gradient when the solution was certified that they do not read now: its gradient would be lost. "
-        "Accepted are conditions that read the same tensors each time; pass others through args=(...), and "
-        "keep what torch.func.functional_call swaps in a module that the conditions are, are bound to, or close "
-        "over."
+        "Accepted are conditions that read the same tensors each time; pass others through args=(...). Those "
+        "that torch.func.functional_call swaps are found in modules that the conditions are, are bound to, or "
+        "close over."
     )
 
 

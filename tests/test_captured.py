@@ -494,3 +494,11 @@ def test_ensemble_by_functional_call() -> None:
 
     ours = vmap(grad(loss), (0, None))(stacked, x)
     torch.testing.assert_close(ours, vmap(grad(loss_by_sweeps), (0, None))(stacked, x), **CLOSE)
+
+
+def test_tangents_of_captured_tensors_cross_no_grad():
+    w, a = torch.tensor([0.5, 2.0]), torch.ones(2)
+    with torch.no_grad(), forward_ad.dual_level():
+        moving = forward_ad.make_dual(w, torch.ones(2))
+        y = inv.root(lambda y, a: y - moving * a, torch.zeros(2), args=a)
+        assert torch.equal(forward_ad.unpack_dual(y).tangent, a)

@@ -178,13 +178,12 @@ def test_samples_may_share_args_but_not_unknowns() -> None:
     [
         (torch.zeros(2, dtype=torch.int64), r"y0 has dtype torch\.int64; .*Use y0\.double\(\)"),
         (torch.zeros(2, dtype=torch.bool), r"y0 has dtype torch\.bool"),
-        (torch.zeros(2, dtype=torch.complex128), r"y0 has dtype torch\.complex128; .*view_as_real"),
         (np.zeros(2), r"y0 is a ndarray; .*torch\.as_tensor\(y0"),
-        ([0.0, 0.0], "y0 is a list"),
+        ([0.0, 0.0], r"y0\[0\] is a float"),
         (0.0, "y0 is a float"),
         (None, "y0 is a NoneType"),
     ],
-    ids=["integer", "bool", "complex", "NumPy", "list", "float", "None"],
+    ids=["integer", "bool", "NumPy", "list", "float", "None"],
 )
 @pytest.mark.parametrize("kind", [inv.root, inv.fixed_point])
 def test_guess_has_to_be_a_real_tensor(kind: Any, y0: Any, message: str) -> None:
@@ -388,16 +387,16 @@ def test_solver_of_another_dtype(of_g: torch.dtype, of_x: torch.dtype) -> None:
 
 
 def test_autocast_inside_f() -> None:
-    """Under autocast f runs in bfloat16; the layer stays in the dtype of its tensors, and finite."""
+    """Under autocast the layer gives the very numbers that it gives without."""
     linear, a = nn.Linear(2, 2).float(), torch.ones(1, 2, dtype=torch.float32, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = inv.root(lambda y, a: y + linear(y).tanh() / 8 - a, torch.zeros_like(a), args=a, atol=2e-2)
+        y = inv.root(lambda y, a: y + linear(y).tanh() / 8 - a, torch.zeros_like(a), args=a)
     (gradient,) = torch.autograd.grad(y.sum(), a)
     exact = inv.root(lambda y, a: y + linear(y).tanh() / 8 - a, torch.zeros_like(a), args=a)
     (expected,) = torch.autograd.grad(exact.sum(), a)
     assert y.dtype == torch.float32
-    torch.testing.assert_close(y, exact, rtol=0, atol=2e-2)
-    torch.testing.assert_close(gradient, expected, rtol=0, atol=2e-2)
+    assert torch.equal(y, exact)
+    assert torch.equal(gradient, expected)
 
 
 # --- modes ----------------------------------------------------------------------------------------------

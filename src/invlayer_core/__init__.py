@@ -3,8 +3,9 @@
 The solver stays as it is; you write in torch what its output satisfies, and get exact gradients.
 """
 
-from invlayer_core import adjoints, linear, testing
+from invlayer_core import adjoints, jacobians, linear, testing
 from invlayer_core.certificate import SolveInfo
+from invlayer_core.diagnostics import LayerReport, check_layer
 from invlayer_core.errors import (
     ConditionsError,
     ConvergenceError,
@@ -29,8 +30,15 @@ from invlayer_core.solvers.contract import (
     Status,
 )
 from invlayer_core.solvers.hookspecs import hookimpl
+from invlayer_core.solvers.linear_spec import LinearSolverSpec
 from invlayer_core.solvers.listing import SolverListing
-from invlayer_core.solvers.lookup import get_solver, register_solver, solvers
+from invlayer_core.solvers.lookup import (
+    get_solver,
+    linear_solvers,
+    register_linear_solver,
+    register_solver,
+    solvers,
+)
 from invlayer_core.solvers.spec import SolverSpec
 
 __all__ = [
@@ -41,6 +49,8 @@ __all__ = [
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",
+    "LayerReport",
+    "LinearSolverSpec",
     "PerformanceWarning",
     "Problem",
     "RootLayer",
@@ -58,13 +68,17 @@ __all__ = [
     "UnsupportedTransformError",
     "adjoints",
     "batch_jacobian",
+    "check_layer",
     "fixed_point",
     "from_numpy",
     "get_solver",
     "hookimpl",
     "implicit_function",
     "inverse",
+    "jacobians",
     "linear",
+    "linear_solvers",
+    "register_linear_solver",
     "register_solver",
     "root",
     "solvers",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from invlayer_core.solvers import KINDS, SolverListing, solvers
+from invlayer_core.solvers import KINDS, SolverListing, linear_solvers, solvers
 
 __all__ = ["main"]
 
@@ -33,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         After ``--help`` and ``--version``, and on a usage error (exit code 2).
     """
     options = _parser().parse_args(arguments)
-    print(_table(solvers(options.kind)))
+    rows = () if options.kind == "linear" else solvers(options.kind)
+    # A linear solver belongs to no problem kind: it is listed if all are, or by its own word.
+    rows += linear_solvers() if options.kind in (None, "linear") else ()
+    print(_table(rows))
     return 0
 
 
@@ -45,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("solvers", help="list the registered solvers and the plugins that failed")
-    listing.add_argument("--kind", choices=sorted(KINDS), help="only solvers for this problem kind")
+    listing.add_argument("--kind", choices=sorted(KINDS | {"linear"}), help="only solvers of this kind")
     return parser
 
 

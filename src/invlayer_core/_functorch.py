@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._C import _functorch as _C
 
 __all__ = [
+    "above_autograd",
     "apply",
     "current_level",
     "forward_mode_depth",
@@ -26,6 +27,8 @@ __all__ = [
     "is_mapped_by_autograd",
     "is_wrapped",
     "level_of",
+    "levels_mapped_by_autograd",
+    "map_again",
     "mapped_first",
     "own_saved_tensors",
     "plain",
@@ -153,6 +156,23 @@ def _unmap(tensor: Tensor) -> Tensor:
     return unmapped
 
 
+def levels_mapped_by_autograd(tensor: Tensor) -> tuple[int, ...]:
+    """The level at which ``is_grads_batched`` maps ``tensor``; empty if it does not."""
+    if not is_mapped_by_autograd(tensor):
+        return ()
+    level = 1
+    while is_mapped_by_autograd(torch._remove_batch_dim(tensor, level, 1, 0)):
+        level += 1
+    return (level,)
+
+
+def map_again(tensor: Tensor, levels: Sequence[int]) -> Tensor:
+    """``tensor`` with its leading dimension mapped at these levels, as autograd does it."""
+    for level in levels:
+        tensor = torch._add_batch_dim(tensor, 0, level)
+    return tensor
+
+
 def plain(tensor: Tensor) -> Tensor:
     """The values behind a wrapped tensor, mapped dimensions first (outermost first), without gradient."""
     while True:
@@ -165,3 +185,12 @@ def plain(tensor: Tensor) -> Tensor:
             tensor = _unmap(tensor)
         else:
             return tensor.detach()
+
+
+@contextmanager
+def above_autograd() -> Iterator[None]:
+    """Inside a custom operator, where torch has switched autograd off, switch it on again."""
+    included = torch._C._dispatch_tls_local_include_set()
+    nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
+    with torch._C._ForceDispatchKeyGuard(included, nothing):
+        yield

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.conditions.structured import StructuredConditions, StructuredJacobian, StructuredSolver
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, UnsupportedTransformError
 from invlayer_core.execution.forward import CallableForward, Forward
@@ -18,13 +19,16 @@ from invlayer_core.execution.plan import BatchMode, check_batched
 from invlayer_core.execution.registered import RegisteredForward, open_options
 from invlayer_core.execution.workload import Derivatives
 from invlayer_core.implicit import OnFailure, Settings, Solution, find_captured, solve_implicitly
-from invlayer_core.inputs import check_devices, check_unknown, working_precision
+from invlayer_core.inputs import check_devices, is_real_tensor, working_precision
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.leaves import EventDims
 from invlayer_core.solvers.contract import Solver
+from invlayer_core.solvers.direct import is_factors
 from invlayer_core.solvers.lookup import get_solver, solvers
 from invlayer_core.solvers.registry import get_registry
 from invlayer_core.structure import Arguments, SystemShape
+from invlayer_core.structured import Structure
 
 __all__ = [
     "CommonKeywords",
@@ -37,7 +41,7 @@ __all__ = [
     "solve_from_guess",
 ]
 
-SolverLike = str | Solver | Callable[..., Tensor]
+SolverLike = str | Solver | Callable[..., Any]
 
 
 class CommonKeywords(TypedDict, total=False):
@@ -47,19 +51,20 @@ class CommonKeywords(TypedDict, total=False):
     atol: float | None
     rtol: float | None
     polish: int | Literal["auto"]
-    event_dims: int
+    event_dims: EventDims
     adjoint: Adjoint
     batch: BatchMode
     executor: Executor | None
     timeout: float | None
     progress: bool
     return_info: bool
+    compile: bool
 
 
 def solve_from_guess(
     kind: str,
-    conditions: Callable[..., Tensor],
-    y0: Tensor,
+    conditions: Callable[..., Any],
+    y0: Any,
     args: Any,
     solver: SolverLike,
     options: Mapping[str, Any] | None,
@@ -67,7 +72,8 @@ def solve_from_guess(
     keywords: CommonKeywords,
 ) -> Any:
     """The kinds that start from a guess: find a forward, then run the spine."""
-    check_unknown(kind, "y0", y0)
+    if not is_real_tensor(y0):
+        return _solve_structured(kind, conditions, y0, args, solver, options, jacobian, keywords)
     settings = read_settings(keywords)
     arguments, _ = open_arguments(args if isinstance(args, tuple) else (args,))
     check_devices(kind, y0, arguments.tensors)
@@ -80,6 +86,33 @@ def solve_from_guess(
         conditions, arguments, forward, tensors, settings, captured=captured, jacobian=jacobian
     )
     return result(solution, y0.dtype, settings)
+
+
+def _solve_structured(
+    kind: str,
+    conditions: Callable[..., Any],
+    y0: Any,
+    args: Any,
+    solver: SolverLike,
+    options: Mapping[str, Any] | None,
+    jacobian: Callable[..., Tensor] | None,
+    keywords: CommonKeywords,
+) -> Any:
+    """The same for a pytree of unknowns, or complex ones: as one real vector per sample, and back."""
+    settings = read_settings(keywords)
+    structure = Structure.of(kind, "y0", y0, settings.event_dims)
+    registered = isinstance(solver, (str, Solver))
+    packed = solve_from_guess(
+        kind,
+        StructuredConditions(conditions, structure, square=registered),
+        structure.pack(kind, y0),
+        args,
+        solver if isinstance(solver, (str, Solver)) else StructuredSolver(solver, structure),
+        options,
+        None if jacobian is None else StructuredJacobian(jacobian, structure),
+        {**keywords, "event_dims": 1},
+    )
+    return (structure.restore(packed[0]), packed[1]) if settings.return_info else structure.restore(packed)
 
 
 def _forward(
@@ -163,22 +196,32 @@ def read_settings(keywords: CommonKeywords) -> Settings:
     return Settings(**keywords)
 
 
-def result(solution: Solution, dtype: torch.dtype, settings: Settings) -> Any:
+def result(solution: Solution, dtype: torch.dtype | None, settings: Settings) -> Any:
     """y in the caller's dtype, with its info if asked for."""
-    y = solution.y.to(dtype)
+    y = _in_dtype(solution, dtype)
     return (y, solution.info) if settings.return_info else y
 
 
-def result_with_aux(solution: Solution, dtype: torch.dtype, settings: Settings) -> Any:
-    """y, or ``(y, aux)`` if the solver function returned such a pair."""
-    y = solution.y.to(dtype)
-    if len(solution.outcome.aux) > 1:
+def _in_dtype(solution: Solution, dtype: torch.dtype | None) -> Any:
+    """y in ``dtype``, or as the solver left it, in the structure in which the solver gave it."""
+    structure = solution.outcome.structure
+    if structure is not None:
+        return structure.restore(solution.y, dtype)
+    return solution.y if dtype is None else solution.y.to(dtype)
+
+
+def result_with_aux(solution: Solution, dtype: torch.dtype | None, settings: Settings) -> Any:
+    """y, or ``(y, aux)`` if the solver function returned such a pair; a factor alone is no aux."""
+    y, aux = _in_dtype(solution, dtype), solution.outcome.aux
+    if aux and is_factors(aux[0]):  # for the derivative, not for the user
+        return (y, solution.info) if settings.return_info else y
+    if len(aux) > 1:
         raise UnsupportedTransformError(
             "a solver function that returns (y, aux) was mapped by torch.vmap, which cannot hand out one aux "
             "for each slice. Accepted is a solver function that returns y alone, or one call on the whole "
             "batch."
         )
-    pair = (y, solution.outcome.aux[0]) if solution.outcome.aux else y
+    pair = (y, aux[0]) if aux else y
     return (pair, solution.info) if settings.return_info else pair
 
 

@@ -66,6 +66,8 @@ class SolveInfo:
         Newton steps that polishing kept, per sample.
     aux : tuple of mappings
         What else the solver returned, one per sample (or one for the whole batch); carries no gradient.
+    linear_solver : str
+        What solves the linear systems of the derivative, and why.
     """
 
     ok: Tensor
@@ -78,6 +80,7 @@ class SolveInfo:
     batch: str
     polish: Tensor
     aux: tuple[Mapping[str, Any], ...] = field(default=())
+    linear_solver: str = ""
     batch_reason: str = ""
 
 

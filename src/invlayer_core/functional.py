@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Unpack
 
+import torch
 from torch import Tensor
 
 from invlayer_core.call import (
@@ -18,6 +19,9 @@ from invlayer_core.call import (
     result_with_aux,
     solve_from_guess,
 )
+from invlayer_core.compiled.calls import traced_call
+from invlayer_core.compiled.function import TraceableFunction
+from invlayer_core.compiled.tracing import outside_graph
 from invlayer_core.conditions.fixed_point import FixedPointConditions
 from invlayer_core.conditions.inverse import ConstantJacobian, DeclaredJacobianConditions, InverseConditions
 from invlayer_core.conditions.root import root_conditions
@@ -25,10 +29,11 @@ from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import CallableForward
 from invlayer_core.implicit import solve_implicitly
-from invlayer_core.inputs import check_unknown, working_precision
+from invlayer_core.inputs import check_unknown, is_real_tensor
 from invlayer_core.jacobians.blocks import full_jacobian_blocks
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.leaves import check_tensors
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["batch_jacobian", "fixed_point", "implicit_function", "inverse", "root"]
@@ -89,6 +94,13 @@ def root(
     True
     """
     conditions = root_conditions(f)
+    if torch.compiler.is_compiling():
+        y = traced_call("root", f, y0, args, solver, options, jacobian, keywords)
+        if y is not None:
+            return y
+        return outside_graph(
+            solve_from_guess, "root", conditions, y0, args, solver, options, jacobian, keywords
+        )
     return solve_from_guess("root", conditions, y0, args, solver, options, jacobian, keywords)
 
 
@@ -112,6 +124,20 @@ def fixed_point(
     >>> bool((y - 0.7390851332151607).abs() < 1e-14)
     True
     """
+    if torch.compiler.is_compiling():
+        y = traced_call("fixed_point", T, y0, args, solver, options, None, keywords)
+        return outside_graph(_fixed_point, T, y0, args, solver, options, keywords) if y is None else y
+    return _fixed_point(T, y0, args, solver, options, keywords)
+
+
+def _fixed_point(
+    T: Callable[..., Tensor],
+    y0: Tensor,
+    args: Any,
+    solver: SolverLike,
+    options: Mapping[str, Any] | None,
+    keywords: CommonKeywords,
+) -> Any:
     return solve_from_guess("fixed_point", FixedPointConditions(T), y0, args, solver, options, None, keywords)
 
 
@@ -156,7 +182,25 @@ def inverse(
     >>> bool((x.grad - 1 / (1 - 0.25) ** 0.5).abs() < 1e-14)
     True
     """
-    check_unknown("inverse", "x", x)
+    if torch.compiler.is_compiling():
+        y = (
+            None
+            if f is None or jacobian is not None
+            else traced_call("inverse", f, x, (x,), g, None, None, keywords)
+        )
+        return outside_graph(_inverse, x, g, f, jacobian, keywords) if y is None else y
+    return _inverse(x, g, f, jacobian, keywords)
+
+
+def _inverse(
+    x: Tensor,
+    g: Callable[[Tensor], Tensor],
+    f: Callable[[Tensor], Tensor] | None,
+    jacobian: Tensor | Callable[[Tensor], Tensor] | None,
+    keywords: CommonKeywords,
+) -> Any:
+    if not is_real_tensor(x):
+        check_tensors("inverse", "x", x)
     if (f is None) == (jacobian is None):
         came = "neither f= nor jacobian=" if f is None else "both f= and jacobian="
         raise ConditionsError(
@@ -164,19 +208,20 @@ def inverse(
             "function, or its Jacobian at y = g(x)."
         )
     settings = read_settings(keywords)
-    arguments = Arguments.flatten((working_precision(x),))
+    arguments, dtype = open_arguments((x,))
     forward = CallableForward(g, arguments, settings.event_dims, name=name_of(g))
-    conditions, block_function = _inverse_conditions(f, jacobian)
+    conditions, block_function = inverse_conditions(f, jacobian)
     solution = solve_implicitly(
         conditions, arguments, forward, arguments.tensors, settings,
         jacobian=block_function, measurable=f is not None,
     )  # fmt: skip
-    return result(solution, x.dtype, settings)
+    return result(solution, dtype, settings)
 
 
-def _inverse_conditions(
+def inverse_conditions(
     f: Callable[[Tensor], Tensor] | None, jacobian: Tensor | Callable[[Tensor], Tensor] | None
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor] | None]:
+    """F(y, x) = f(y) − x and its Jacobian, from what the user knows of f."""
     if f is not None:
         return InverseConditions(f), None
     block_function = ConstantJacobian(jacobian.detach()) if isinstance(jacobian, Tensor) else jacobian
@@ -206,7 +251,8 @@ def implicit_function(
     decorator
         For ``solve(*args) -> y`` or ``-> (y, aux)``, called once on the whole batch and never
         differentiated; aux carries no gradient. With ``return_info=True`` the decorated function
-        returns ``(result, SolveInfo)``.
+        returns ``(result, SolveInfo)``. Its ``register_fake(function)`` tells ``torch.compile`` and
+        ``torch.export`` what y looks like: ``function(*args)`` gives a tensor of its shape, dtype and device.
 
     Examples
     --------
@@ -222,8 +268,16 @@ def implicit_function(
     settings = read_settings(keywords)
 
     def decorate(solve: Callable[..., Any]) -> Callable[..., Any]:
+        traceable = TraceableFunction(conditions, jacobian, keywords, solve)
+
         @functools.wraps(solve)
         def differentiable(*args: Any) -> Any:
+            if torch.compiler.is_compiling():
+                y = traceable.traced(args)
+                return outside_graph(eager, *args) if y is None else y
+            return eager(*args)
+
+        def eager(*args: Any) -> Any:
             arguments, dtype = open_arguments(args)
             forward = CallableForward(
                 solve, arguments, settings.event_dims, has_aux=True, name=name_of(solve)
@@ -231,8 +285,9 @@ def implicit_function(
             solution = solve_implicitly(
                 conditions, arguments, forward, arguments.tensors, settings, jacobian=jacobian
             )
-            return result_with_aux(solution, dtype or solution.y.dtype, settings)
+            return result_with_aux(solution, dtype, settings)
 
+        differentiable.register_fake = traceable.register_fake  # type: ignore[attr-defined]
         return differentiable
 
     return decorate

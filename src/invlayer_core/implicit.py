@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core._autocast import autocast_is_on, without_autocast
 from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.captured import evaluate_and_capture
 from invlayer_core.certificate import SolveInfo, Verdict, all_hold, judge, nudged, report_failures
+from invlayer_core.conditions.structured import StructuredConditions, StructuredJacobian
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import Forward, run_forward
@@ -30,8 +32,10 @@ from invlayer_core.execution.limits import Limits
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.plan import BatchMode, check_batch
 from invlayer_core.inputs import outside_inference_mode
+from invlayer_core.leaves import EventDims, check_event_dims
 from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
+from invlayer_core.solvers.direct import handed_factors
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["BatchMode", "OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
@@ -55,8 +59,9 @@ class Settings:
     polish : int or "auto"
         Newton steps on F after the solve, each kept only where it lowers the residual. ``"auto"`` goes on
         as long as one sample gains, up to 10.
-    event_dims : int
-        The last ``event_dims`` dims of y are one system's unknowns; leading dims are batch.
+    event_dims : int, or a pytree of int
+        The last ``event_dims`` dims of y are one system's unknowns; leading dims are batch. For a pytree of
+        unknowns: one number for all leaves, or one for each in the structure of y.
     adjoint : Adjoint
         The rule by which derivatives cross the solve.
     batch : {"auto", "serial", "threads", "processes", "lockstep", "stacked"}
@@ -72,19 +77,24 @@ class Settings:
         Show a bar that counts samples; needs tqdm.
     return_info : bool
         Return ``(y, SolveInfo)``.
+    compile : bool
+        Take first derivatives in reverse mode by one function that ``torch.compile`` has made of the
+        conditions, their Jacobian and the linear solve. Worth it where the conditions live on: on a layer, or
+        as a function at module level. It compiles again for each new function.
     """
 
     on_failure: OnFailure = "raise"
     atol: float | None = None
     rtol: float | None = None
     polish: int | Literal["auto"] = 0
-    event_dims: int = 1
+    event_dims: EventDims = 1
     adjoint: Adjoint = field(default_factory=Implicit)
     batch: BatchMode = "auto"
     executor: Executor | None = None
     timeout: float | None = None
     progress: bool = False
     return_info: bool = False
+    compile: bool = False
 
     @property
     def limits(self) -> Limits:
@@ -105,7 +115,7 @@ class Settings:
             )
         check_batch(self.batch, self.limits)
         if not isinstance(self.event_dims, int) or self.event_dims < 0:
-            raise ConditionsError(f"event_dims={self.event_dims!r}: accepted is an integer >= 0.")
+            check_event_dims(self.event_dims)
 
 
 @final
@@ -149,28 +159,43 @@ def solve_implicitly(
     measurable : bool
         False if F is known only by its Jacobian, so that its value says nothing.
     """
+    if autocast_is_on():
+        with without_autocast():
+            return solve_implicitly(
+                conditions, arguments, forward, tensors, settings,
+                captured=captured, jacobian=jacobian, measurable=measurable,
+            )  # fmt: skip
     with outside_inference_mode():
         y, claimed, outcome = run_forward(forward, tensors)
-    system = System(conditions, arguments, SystemShape.of(y, settings.event_dims), captured or (), jacobian)
+    if outcome.structure is not None:  # y is a pytree, or complex: from here on one real vector per sample
+        conditions = StructuredConditions(conditions, outcome.structure)
+        jacobian = None if jacobian is None else StructuredJacobian(jacobian, outcome.structure)
+        settings = replace(settings, event_dims=1)
+    shape = SystemShape.of(y, settings.event_dims)
+    system = System(conditions, arguments, shape, captured or (), jacobian, measurable, settings.compile)
     with _functorch.own_saved_tensors():
-        system, residual = _certify(system, y, find=captured is None and torch.is_grad_enabled())
+        watched = torch.is_grad_enabled() or _functorch.in_forward_mode()  # no_grad stops no tangent
+        system, residual = _certify(system, y, find=captured is None and watched)
     steps = None
     if settings.polish:
         with outside_inference_mode(), _functorch.own_saved_tensors():
             y, residual, steps = polish(system, y, residual, settings.polish)
     measured = system.shape.vectors(residual) if measurable else None
     flat, beside = system.shape.vectors(y), None
-    holds = measured is not None and all_hold(flat, measured, settings.atol)
+    if measured is not None:
+        holds = all_hold(flat, measured, settings.atol)
+    else:  # nothing to measure: it holds where the solver itself has no doubts
+        holds = outcome.without_doubts and all_hold(flat, torch.zeros_like(flat), settings.atol)
     if holds and not settings.return_info:
-        return Solution(_attach(system, y, None, settings), None, outcome)  # no one asked for more
+        return Solution(_attach(system, y, None, settings, outcome), None, outcome)  # no one asked for more
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
     if measured is not None and not holds:
         beside = _residual_beside(system, nudged(flat, settings.rtol))
     verdict = judge(flat, measured, beside, claimed, settings.atol)
-    info = _info(verdict, outcome, forward, steps)
+    info = _info(verdict, outcome, forward, steps, settings.adjoint.describe(system.shape, y.dtype))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    return Solution(_attach(system, y, dead, settings), info, outcome)
+    return Solution(_attach(system, y, dead, settings, outcome), info, outcome)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
@@ -199,7 +224,9 @@ def _residual_beside(system: System, flat: Tensor) -> Tensor:
         return system.shape.vectors(system.residual(flat.reshape(system.shape.full), theta))
 
 
-def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None) -> SolveInfo:
+def _info(
+    verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | None, linear_solver: str
+) -> SolveInfo:
     status = _functorch.plain(verdict.status)
     return SolveInfo(
         ok=_functorch.plain(verdict.ok),
@@ -212,6 +239,7 @@ def _info(verdict: Verdict, outcome: Outcome, forward: Forward, steps: Tensor | 
         batch=outcome.how or forward.how,
         polish=torch.zeros_like(status) if steps is None else _functorch.plain(steps),
         aux=outcome.aux,
+        linear_solver=linear_solver,
         batch_reason=outcome.why,
     )
 
@@ -231,10 +259,12 @@ def _bury(
     return y, dead
 
 
-def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings) -> Tensor:
+def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings, outcome: Outcome) -> Tensor:
     if not _needs_derivative(system):
         return y
-    return settings.adjoint.attach(system, y, dead, 0.0 if settings.on_failure == "zero_grad" else torch.nan)
+    factors = () if _functorch.is_active() else handed_factors(outcome.aux, system.shape.count)
+    dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
+    return settings.adjoint.attach(system, y, dead, dead_value, factors)
 
 
 def _needs_derivative(system: System) -> bool:

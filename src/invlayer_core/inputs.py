@@ -9,10 +9,24 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from invlayer_core.errors import ConditionsError
 
-__all__ = ["check_devices", "check_unknown", "from_numpy", "outside_inference_mode", "working_precision"]
+__all__ = [
+    "NumpyFunction",
+    "check_devices",
+    "check_unknown",
+    "from_numpy",
+    "is_real_tensor",
+    "outside_inference_mode",
+    "working_precision",
+]
+
+
+def is_real_tensor(value: Any) -> bool:
+    """Whether ``value`` is what the spine works on as it is: one tensor of real floating-point dtype."""
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def check_unknown(called: str, name: str, tensor: Any) -> None:
@@ -81,31 +95,54 @@ def outside_inference_mode() -> Iterator[None]:
 
 @final
 @dataclass(frozen=True)
-class _NumpyFunction:
+class NumpyFunction:
     """A NumPy function as a function of tensors, without gradient."""
 
     function: Callable[..., Any]
 
     def __call__(self, *args: Any) -> Any:
-        like = next((a for a in args if isinstance(a, Tensor) and a.is_floating_point()), None)
-        result = self.function(*(_to_numpy(arg) for arg in args))
-        if isinstance(result, tuple) and len(result) == 2:
-            return _to_tensor(result[0], like), result[1]
-        return _to_tensor(result, like)
+        like = next((leaf for leaf in _pytree.tree_leaves(args) if _is_inexact(leaf)), None)
+        result = self.function(*_pytree.tree_map(_to_numpy, args))
+        if type(result) is tuple and len(result) == 2:
+            return _to_tensors(result[0], like), result[1]
+        return _to_tensors(result, like)
+
+    def as_tensors(self, result: Any) -> Any:
+        """What a call returned, where its second item turned out to be no aux but a part of y."""
+        return _to_tensors(result, next(filter(_is_inexact, _pytree.tree_leaves(result)), None))
+
+
+def _is_inexact(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _to_numpy(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     dtype = torch.float64 if value.is_floating_point() else value.dtype
-    return value.detach().to("cpu", dtype, copy=True).numpy()
+    dtype = torch.complex128 if value.is_complex() else dtype
+    return value.detach().to("cpu", dtype, copy=True).resolve_conj().resolve_neg().numpy()
+
+
+def _to_tensors(value: Any, like: Tensor | None) -> Any:
+    return _pytree.tree_map(lambda leaf: _to_tensor(leaf, like), value, is_leaf=_is_one_array)
+
+
+def _is_one_array(value: Any) -> bool:
+    """Whether a list or tuple is numbers, which stand for one array, and not several arrays."""
+    if type(value) not in (list, tuple):
+        return False
+    return not any(
+        isinstance(leaf, Tensor) or getattr(leaf, "ndim", 0) for leaf in _pytree.tree_leaves(value)
+    )
 
 
 def _to_tensor(value: Any, like: Tensor | None) -> Tensor:
     tensor = torch.as_tensor(value)
-    if like is not None and not tensor.is_complex():
-        return tensor.to(like)
-    return tensor
+    if like is None:
+        return tensor
+    dtype = like.dtype.to_complex() if tensor.is_complex() else like.dtype.to_real()
+    return tensor.to(like.device, dtype)
 
 
 def from_numpy(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,8 +151,8 @@ def from_numpy(fn: Callable[..., Any]) -> Callable[..., Any]:
     Parameters
     ----------
     fn : callable
-        Takes float64 arrays (private copies) for tensors, other arguments as they are, and returns y, or
-        ``(y, aux)``.
+        Takes float64 or complex128 arrays (private copies) for tensors, also for those in a pytree, and
+        other arguments as they are; returns y, or ``(y, aux)``. Where y is a pytree, its leaves are arrays.
 
     Returns
     -------
@@ -128,4 +165,4 @@ def from_numpy(fn: Callable[..., Any]) -> Callable[..., Any]:
     >>> from_numpy(numpy.arcsin)(torch.tensor([0.5]))
     tensor([0.5236])
     """
-    return _NumpyFunction(fn)
+    return NumpyFunction(fn)

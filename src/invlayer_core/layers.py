@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack, final
 
 import torch
 from torch import Tensor
 
 from invlayer_core.call import CommonKeywords, SolverLike
-from invlayer_core.functional import fixed_point, inverse, root
+from invlayer_core.compiled.layer import Layer
+from invlayer_core.compiled.problem import FromGuess, OwnSolver, TracedProblem, module_of
+from invlayer_core.compiled.tracing import outside_graph
+from invlayer_core.conditions.fixed_point import FixedPointConditions
+from invlayer_core.functional import fixed_point, inverse, inverse_conditions, root
 
 __all__ = ["FixedPointLayer", "InverseLayer", "RootLayer"]
 
 
 @final
-class RootLayer(torch.nn.Module):
+class RootLayer(Layer):
     """``layer(*args, y0=...)`` solves ``f(y, *args)`` = 0; see :func:`invlayer_core.root`.
 
     If f is an ``nn.Module``, its parameters are the layer's own.
@@ -45,8 +49,15 @@ class RootLayer(torch.nn.Module):
         super().__init__()
         self.f, self.solver, self.options, self.jacobian = f, solver, options, jacobian
         self.keywords = keywords
+        self._draw_key()
 
     def forward(self, *args: Any, y0: Tensor) -> Any:
+        if torch.compiler.is_compiling():
+            y = self._traced(y0, (y0,), args)
+            return outside_graph(self._solve, y0, *args) if y is None else y
+        return self._solve(y0, *args)
+
+    def _solve(self, y0: Tensor, *args: Any) -> Any:
         return root(
             self.f,
             y0,
@@ -57,9 +68,17 @@ class RootLayer(torch.nn.Module):
             **self.keywords,
         )
 
+    def _differentiated(self) -> Sequence[Callable[..., Any] | None]:
+        return self.f, self.jacobian
+
+    def traced_problem(self) -> TracedProblem:
+        return FromGuess(
+            self.f, self.jacobian, self.keywords, module_of(self.f), "root", self.solver, self.options
+        )
+
 
 @final
-class FixedPointLayer(torch.nn.Module):
+class FixedPointLayer(Layer):
     """``layer(*args, y0=...)`` finds y = ``T(y, *args)``; see :func:`invlayer_core.fixed_point`.
 
     Parameters
@@ -78,13 +97,29 @@ class FixedPointLayer(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.T, self.solver, self.options, self.keywords = T, solver, options, keywords
+        self._draw_key()
 
     def forward(self, *args: Any, y0: Tensor) -> Any:
+        if torch.compiler.is_compiling():
+            y = self._traced(y0, (y0,), args)
+            return outside_graph(self._solve, y0, *args) if y is None else y
+        return self._solve(y0, *args)
+
+    def _solve(self, y0: Tensor, *args: Any) -> Any:
         return fixed_point(self.T, y0, args, solver=self.solver, options=self.options, **self.keywords)
+
+    def _differentiated(self) -> Sequence[Callable[..., Any] | None]:
+        return (self.T,)
+
+    def traced_problem(self) -> TracedProblem:
+        return FromGuess(
+            FixedPointConditions(self.T), None, self.keywords, module_of(self.T),
+            "fixed_point", self.solver, self.options,
+        )  # fmt: skip
 
 
 @final
-class InverseLayer(torch.nn.Module):
+class InverseLayer(Layer):
     """``layer(x)`` is g(x), differentiated through its inverse f; see :func:`invlayer_core.inverse`.
 
     Parameters
@@ -105,6 +140,23 @@ class InverseLayer(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.g, self.f, self.jacobian, self.keywords = g, f, jacobian, keywords
+        self._draw_key()
 
     def forward(self, x: Tensor) -> Any:
+        if torch.compiler.is_compiling():
+            y = self._traced(x, (), (x,))
+            return outside_graph(self._solve, x) if y is None else y
+        return self._solve(x)
+
+    def _solve(self, x: Tensor) -> Any:
         return inverse(x, self.g, f=self.f, jacobian=self.jacobian, **self.keywords)
+
+    def _differentiated(self) -> Sequence[Callable[..., Any] | None]:
+        return self.f, self.jacobian
+
+    def traced_problem(self) -> TracedProblem:
+        conditions, block_function = inverse_conditions(self.f, self.jacobian)
+        module = module_of(self.f if self.jacobian is None else self.jacobian)
+        return OwnSolver(
+            conditions, block_function, self.keywords, module, self.g, measurable=self.f is not None
+        )

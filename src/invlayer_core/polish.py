@@ -45,6 +45,8 @@ def polish(
     kept : Tensor of int64, shape ``(*batch,)``
         How many steps helped each sample.
     """
+    if y.numel() == 0:
+        return y, residual, torch.zeros(system.shape.batch, dtype=torch.int64, device=y.device)
     equations = residual.numel() // max(1, system.shape.count)
     if equations != system.shape.size:
         raise ConditionsError(

@@ -35,7 +35,7 @@ class SystemShape:
     event: Size
 
     @classmethod
-    def of(cls, y: Tensor, event_dims: int) -> SystemShape:
+    def of(cls, y: Tensor, event_dims: Any) -> SystemShape:
         """Split the shape of ``y``.
 
         Raises
@@ -49,7 +49,14 @@ class SystemShape:
         >>> SystemShape.of(torch.zeros(5, 3), event_dims=1).size
         3
         """
-        if y.ndim < event_dims:
+        try:
+            too_few = y.ndim < event_dims
+        except TypeError:
+            raise ConditionsError(
+                f"event_dims={event_dims!r} came with one tensor y of shape {tuple(y.shape)}; accepted is an "
+                "integer. Integers in a structure are for a pytree of unknowns."
+            ) from None
+        if too_few:
             raise ConditionsError(
                 f"y has shape {tuple(y.shape)}, with fewer dims than event_dims={event_dims}. The last "
                 "event_dims dims of y are one system's unknowns; pass event_dims=0 for elementwise scalars."
@@ -110,6 +117,11 @@ class Arguments:
         leaves, spec = _pytree.tree_flatten(args)
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         return cls(tensors, spec, tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+
+    @property
+    def are_tensors(self) -> bool:
+        """Whether ``args`` is a plain tuple of tensors."""
+        return self._spec is None
 
     def unflatten(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         """The args again, with the first of ``tensors`` in the places of the original ones."""

@@ -10,7 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "harness.py")
-NEEDS_SCIPY = {"lockstep.py", "batch_modes.py", "implied_volatility.py"}
+NEEDS_SCIPY = {"lockstep.py", "batch_modes.py", "implied_volatility.py", "sparse_poisson.py"}
 
 
 @pytest.mark.slow

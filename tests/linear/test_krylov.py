@@ -164,3 +164,81 @@ def test_settings_that_do_not_go_together() -> None:
         inv.adjoints.Implicit(singular="lstsq", linear_solver=inv.linear.GMRES())
     with pytest.raises(inv.ConditionsError, match=r"linear_solver='gmres'.*an instance from inv.linear"):
         inv.adjoints.Implicit(linear_solver="gmres")  # type: ignore[arg-type]
+
+
+def contraction(y: Tensor, a: Tensor, t: Tensor) -> Tensor:
+    """T with ‖T′‖ < 0.8 for the a below: not symmetric, and not linear."""
+    return 0.3 * torch.tanh(y @ a.T) + t
+
+
+def equilibrium(a: Tensor, t: Tensor, method: inv.linear.LinearSolver) -> Tensor:
+    adjoint = inv.adjoints.Implicit(linear_solver=method)
+    result: Tensor = inv.fixed_point(contraction, torch.zeros_like(t), (a, t), adjoint=adjoint)
+    return result
+
+
+def neumann_problem() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    return (
+        torch.randn(3, 3, generator=generator, dtype=FLOAT).requires_grad_(),
+        torch.randn(2, 3, generator=generator, dtype=FLOAT).requires_grad_(),
+    )
+
+
+def test_neumann_to_second_order() -> None:
+    """Finite differences, and an unrolled iteration."""
+    method = inv.linear.Neumann(rtol=1e-14)
+    a, t = neumann_problem()
+    layer_of = lambda a, t: equilibrium(a, t, method)  # noqa: E731
+    assert torch.autograd.gradcheck(layer_of, (a, t), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(layer_of, (a, t))
+    y = torch.zeros_like(t)
+    for _ in range(100):
+        y = contraction(y, a, t)
+    weights = torch.linspace(-1.0, 1.0, 6, dtype=FLOAT).reshape(2, 3)
+    ours = torch.autograd.grad((equilibrium(a, t, method) * weights).sum(), (a, t))
+    unrolled = torch.autograd.grad((y * weights).sum(), (a, t))
+    torch.testing.assert_close(ours, unrolled, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("transform", [jacrev, jacfwd, hessian, lambda f: vmap(grad(f))])
+def test_neumann_under_torch_func(transform) -> None:  # type: ignore[no-untyped-def]
+    a, t = (tensor.detach() for tensor in neumann_problem())
+    ours, exact = (
+        transform(lambda t, method=method: equilibrium(a, t, method).pow(2).sum())(t)
+        for method in (inv.linear.Neumann(rtol=1e-14), inv.linear.LU())
+    )
+    torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
+
+
+def test_neumann_where_nothing_contracts() -> None:
+    """y = 3y − t has the fixed point t/2, and a series that diverges: an error, no number."""
+    t = torch.ones(2, 1, dtype=FLOAT, requires_grad=True)
+    y = inv.fixed_point(
+        lambda y, t: 3 * y - t, torch.zeros(2, 1, dtype=FLOAT), t,
+        adjoint=inv.adjoints.Implicit(linear_solver=inv.linear.Neumann()),
+    )  # fmt: skip
+    with pytest.raises(
+        inv.SingularJacobianError, match=r"Neumann.*did not solve.*sample 0.*take linear_solver"
+    ):
+        y.sum().backward()
+
+
+def test_neumann_stops_at_divergence_of_one_sample_but_goes_on_for_the_others() -> None:
+    slopes = torch.tensor([[3.0], [0.99]], dtype=FLOAT)
+    rhs = torch.ones(2, 1, dtype=FLOAT)
+    solution = inv.linear.Neumann(maxiter=5000).solve(lambda v: slopes * v - v, rhs)
+    assert not solution.residual[0] < 1
+    torch.testing.assert_close(solution.x[1], 1 / (slopes[1] - 1), rtol=1e-8, atol=0)
+    assert 1000 < solution.products < 5000
+
+
+def test_gmres_ends_a_space_once_every_sample_is_solved() -> None:
+    a = matrices(3, 60, FLOAT, symmetric=False)
+    rhs = torch.ones(3, 60, dtype=FLOAT)
+    product = lambda v: (a @ v.unsqueeze(-1)).squeeze(-1)  # noqa: E731
+    often, seldom = (
+        inv.linear.GMRES(rtol=1e-6, restart=60, check_every=every).solve(product, rhs) for every in (1, 60)
+    )
+    assert often.products < seldom.products
+    assert often.residual.max() <= 1e-6

@@ -21,7 +21,7 @@ BROKEN = {
     ),
     "hook of another name": (
         HOOK + "teardown():\n    return []",
-        r"unknown hook 'teardown'; the hooks are \['register_solver'\]",
+        r"unknown hook 'teardown'; the hooks are \['register_linear_solver', 'register_solver'\]",
     ),
     "forgotten mark": ("def register_solver():\n    return []", r"mark its function register_solver with @"),
     "extra argument": (

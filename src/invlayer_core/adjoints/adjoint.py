@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from invlayer_core.conditions.system import System
+from invlayer_core.solvers.direct import Factor
+from invlayer_core.structure import SystemShape
 
 __all__ = ["Adjoint"]
 
@@ -15,7 +19,14 @@ class Adjoint(ABC):
     """The rule by which derivatives cross the solve."""
 
     @abstractmethod
-    def attach(self, system: System, y: Tensor, dead: Tensor | None, dead_value: float) -> Tensor:
+    def attach(
+        self,
+        system: System,
+        y: Tensor,
+        dead: Tensor | None,
+        dead_value: float,
+        factors: Sequence[Factor | None] = (),
+    ) -> Tensor:
         """``y`` again, now a differentiable function of ``system.theta``.
 
         Parameters
@@ -27,4 +38,10 @@ class Adjoint(ABC):
             Samples that failed, and whose derivative is ``dead_value``.
         dead_value : float
             0 or NaN. A zero cotangent gives zero either way.
+        factors : sequence of Factor or None
+            One per sample: the Jacobian near y, factorised by the forward solve; empty if it has none.
         """
+
+    def describe(self, shape: SystemShape, dtype: torch.dtype) -> str:
+        """For ``SolveInfo.linear_solver``: what solves the linear systems of the derivative, and why."""
+        return ""

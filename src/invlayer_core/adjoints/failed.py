@@ -34,7 +34,7 @@ def out_of_harm(
     tamed = [_finite(tensor) for tensor in theta]
     reference = _good_residual(system, safe, tamed, dead)
     for i, tensor in enumerate(theta):
-        if not tensor.is_floating_point() or tensor.shape[: dead.ndim] != dead.shape or dead.ndim == 0:
+        if not _is_inexact(tensor) or tensor.shape[: dead.ndim] != dead.shape or dead.ndim == 0:
             continue
         trial = [*tamed[:i], _finite(_swap_rows(tensor, dead, good)), *tamed[i + 1 :]]
         residual = _good_residual(system, safe, trial, dead)
@@ -51,7 +51,11 @@ def _swap_rows(tensor: Tensor, dead: Tensor, good: Tensor) -> Tensor:
 
 
 def _finite(tensor: Tensor) -> Tensor:
-    return torch.where(tensor.isfinite(), tensor, 1.0) if tensor.is_floating_point() else tensor
+    return torch.where(tensor.isfinite(), tensor, 1.0) if _is_inexact(tensor) else tensor
+
+
+def _is_inexact(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 @torch.no_grad()

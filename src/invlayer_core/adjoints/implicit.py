@@ -12,27 +12,31 @@ differentiates y*(θ) in it by the same rule, so derivatives of every order are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final, get_args
+from typing import Any, final, get_args
 
 import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core._autocast import autocast_is_on, without_autocast
 from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.rule import ImplicitRule
 from invlayer_core.conditions.system import System
-from invlayer_core.errors import ConditionsError, SingularJacobianError
+from invlayer_core.errors import ConditionsError, SingularJacobianError, UnsupportedTransformError
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.linear.auto import Auto
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.linear.lu import solve_recorded
-from invlayer_core.linear.methods import GMRES, LU, Krylov, LinearSolver
+from invlayer_core.linear.methods import LU, Krylov, LinearSolver, Lstsq
 from invlayer_core.linear.solve import SingularPolicy
+from invlayer_core.linear.sparse_lu import SparseLU, registered_linear_solver
+from invlayer_core.solvers.direct import Factor
 from invlayer_core.structure import SystemShape
 
 __all__ = ["Implicit"]
-
-_DENSE_LIMIT = 2**30  # bytes of Jacobian blocks
 
 _POLICIES = get_args(SingularPolicy)
 
@@ -50,10 +54,12 @@ class Implicit(Adjoint):
     damping : float
         The Tikhonov parameter of ``singular="damped"``, in the units of the Jacobian. Regular samples
         are never damped.
-    linear_solver : LinearSolver or "auto"
-        How J is solved with: :class:`~invlayer_core.linear.LU`, or a matrix-free Krylov method, which never
-        forms J. ``"auto"`` is LU as long as all blocks fit into 1 GiB, GMRES beyond. A sample on which a
-        Krylov method does not converge counts as singular; it then has no ``"lstsq"`` or ``"damped"`` answer.
+    linear_solver : LinearSolver, "auto" or a registered name
+        How J is solved with: :class:`~invlayer_core.linear.LU`, ``Cholesky`` or ``Lstsq``; a matrix-free
+        method such as ``GMRES``, which never forms J; or :class:`~invlayer_core.linear.SparseLU`, which a
+        registered name such as ``"scipy.splu"`` stands for. ``"auto"`` is
+        :class:`~invlayer_core.linear.Auto`. A sample on which a matrix-free method does not converge counts
+        as singular; it then has no ``"lstsq"`` or ``"damped"`` answer.
 
     Raises
     ------
@@ -68,36 +74,60 @@ class Implicit(Adjoint):
 
     singular: SingularPolicy = "raise"
     damping: float = 1e-6
-    linear_solver: LinearSolver | Literal["auto"] = "auto"
+    linear_solver: LinearSolver | str = "auto"
 
     def __post_init__(self) -> None:
         if self.singular not in _POLICIES:
             raise ConditionsError(
                 f"Implicit(singular={self.singular!r}): accepted are {', '.join(map(repr, _POLICIES))}."
             )
+        if isinstance(self.linear_solver, str) and "." in self.linear_solver:  # a registered name
+            object.__setattr__(self, "linear_solver", registered_linear_solver(self.linear_solver))
         if self.linear_solver != "auto" and not isinstance(self.linear_solver, LinearSolver):
             raise ConditionsError(
-                f"Implicit(linear_solver={self.linear_solver!r}): accepted are 'auto' and an instance from "
-                "inv.linear, such as GMRES()."
+                f"Implicit(linear_solver={self.linear_solver!r}): accepted are 'auto', an instance from "
+                "inv.linear, such as GMRES(), or a registered linear solver's name, such as 'scipy.splu'."
             )
-        if isinstance(self.linear_solver, Krylov) and self.singular in ("lstsq", "damped"):
+        if isinstance(self.linear_solver, Lstsq) and self.singular not in ("raise", "lstsq"):
+            raise ConditionsError(
+                f"Implicit(singular={self.singular!r}, linear_solver=Lstsq()): Lstsq has an answer for every "
+                "sample, so no policy comes into play. Accepted with it are singular='raise' and 'lstsq'."
+            )
+        if isinstance(self.linear_solver, (Krylov, SparseLU)) and self.singular in ("lstsq", "damped"):
             raise ConditionsError(
                 f"Implicit(singular={self.singular!r}, linear_solver={self.linear_solver!r}): that answer "
-                "needs the Jacobian itself. Accepted with a Krylov method are 'raise', 'nan' and 'zero'; or "
-                "take LU()."
+                "needs the dense Jacobian. Accepted with a Krylov method or SparseLU are 'raise', 'nan' and "
+                "'zero'; or take LU()."
             )
 
     def method(self, shape: SystemShape, dtype: torch.dtype) -> LinearSolver:
         """The linear solver for systems of this shape."""
-        if self.linear_solver != "auto":
+        if isinstance(self.linear_solver, LinearSolver) and not isinstance(self.linear_solver, Auto):
             return self.linear_solver
-        dense = shape.count * shape.size**2 * dtype.itemsize
-        return LU() if dense <= _DENSE_LIMIT or self.singular in ("lstsq", "damped") else GMRES()
+        if self.singular in ("lstsq", "damped"):  # whose answers need blocks
+            return LU()
+        return self._auto.choose(shape, dtype)
 
-    def attach(self, system: System, y: Tensor, dead: Tensor | None, dead_value: float) -> Tensor:
+    def describe(self, shape: SystemShape, dtype: torch.dtype) -> str:
+        method = self.method(shape, dtype)
+        automatic = method is not self.linear_solver
+        return f"{method} (auto: {self._auto.reason(shape, dtype)})" if automatic else str(method)
+
+    @property
+    def _auto(self) -> Auto:
+        return self.linear_solver if isinstance(self.linear_solver, Auto) else Auto()
+
+    def attach(
+        self,
+        system: System,
+        y: Tensor,
+        dead: Tensor | None,
+        dead_value: float,
+        factors: Sequence[Factor | None] = (),
+    ) -> Tensor:
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)
-        rule = ImplicitRule(self, system, dead_value)
+        rule = ImplicitRule(self, system, dead_value, FactorBank(factors))
         theta = system.theta
         if torch._C._len_torch_function_stack():
             # Inside the conditions of an outer layer, which may be watching or swapping tensors: the
@@ -116,10 +146,14 @@ class Implicit(Adjoint):
         """
         if dead is not None:
             raise _nested_forward_with_failures()
+        if Auto().choose(system.shape, y.dtype).matrix_free:
+            raise _nested_forward_too_large(system.shape)
         order = _functorch.transform_depth() + 2  # and up to two plain backward passes outside
         for _ in range(order.bit_length()):
             linearization = linearize(system, y, system.theta)
             blocks = per_sample_blocks(linearization)
+            if isinstance(self.linear_solver, Lstsq) or blocks.shape[-1] != blocks.shape[-2]:
+                raise _nested_forward_without_inverse()
             residual = system.residual(y, system.theta).reshape(blocks.shape[:-1])
             step = solve_recorded(blocks, residual)
             if not bool(_functorch.plain(step).isfinite().all()):
@@ -144,6 +178,21 @@ def _nested_forward_with_failures() -> ConditionsError:
     )
 
 
+def _nested_forward_without_inverse() -> UnsupportedTransformError:
+    return UnsupportedTransformError(
+        "nested forward mode (jacfwd of jacfwd) needs a Jacobian with an inverse; least-squares derivatives "
+        "have no exact rule there. Accepted is reverse mode on one side (jacfwd of jacrev)."
+    )
+
+
+def _nested_forward_too_large(shape: SystemShape) -> UnsupportedTransformError:
+    return UnsupportedTransformError(
+        f"nested forward mode (jacfwd of jacfwd) forms dense Jacobians, which for {shape.count} systems of "
+        f"{shape.size} unknowns would take more than 1 GiB. Accepted is reverse mode on one side (jacfwd of "
+        "jacrev), which keeps to the linear solver."
+    )
+
+
 @final
 @_functorch.with_cached_signature
 class _ImplicitFunction(torch.autograd.Function):
@@ -164,12 +213,18 @@ class _ImplicitFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        if autocast_is_on():
+            with without_autocast():
+                return _ImplicitFunction.backward(ctx, cotangent)
         y, dead, *theta = _functorch.revive(ctx.saved_tensors)
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *ctx.rule.pullback(y, dead, theta, cotangent, wanted)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        if autocast_is_on():
+            with without_autocast():
+                return _ImplicitFunction.jvp(ctx, *tangents)
         y, dead, *theta = _functorch.revive(ctx.saved_tensors)
         result: Tensor = ctx.rule.pushforward(y, dead, theta, tangents[3:])
         return result

@@ -7,28 +7,37 @@ forward:  J ẏ = −(∂F/∂θ) θ̇
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.adjoints.compiled import pull_back_compiled
 from invlayer_core.adjoints.failed import answer_for_failed, out_of_harm
+from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
 from invlayer_core.conditions.system import System
+from invlayer_core.errors import PerformanceWarning, warn_user
 from invlayer_core.jacobians.linearize import Linearization, linearize
-from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.jacobians.per_sample import per_sample_blocks, weighed_blocks
+from invlayer_core.linear.cholesky import cholesky_solve
+from invlayer_core.linear.factor_bank import FactorBank
+from invlayer_core.linear.lu import lu_factor, lu_solve
 from invlayer_core.linear.matrix_free import LinearResidual, solve_matrix_free
-from invlayer_core.linear.methods import Krylov
+from invlayer_core.linear.methods import Cholesky, Krylov, LinearSolver, Lstsq
 from invlayer_core.linear.refine import explain_inaccurate, refine
-from invlayer_core.linear.singular import Diagnosis, diagnose
+from invlayer_core.linear.singular import Diagnosis, diagnose, suspicious_growth
 from invlayer_core.linear.solve import SolveRequest, solve_blocks
+from invlayer_core.linear.sparse_lu import SparseLU
 from invlayer_core.structure import Arguments, SystemShape
 
 if TYPE_CHECKING:
     from invlayer_core.adjoints.implicit import Implicit
 
 __all__ = ["ImplicitRule"]
+
+_WITHOUT_BLOCKS = (Krylov, SparseLU, SharedSparseLU)
 
 
 @final
@@ -39,6 +48,7 @@ class ImplicitRule:
     settings: Implicit
     system: System
     dead_value: float
+    factors: FactorBank = field(default_factory=FactorBank)  # of a sparse J, for every cotangent
 
     def pullback(
         self,
@@ -48,23 +58,40 @@ class ImplicitRule:
         cotangent: Tensor,
         wanted: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
-        if y.numel() == 0:
-            return _everywhere(0.0, theta, wanted)
+        if y.numel() == 0:  # zeros that hang on the graph, so that they can be differentiated again
+            empty = y.sum() + cotangent.sum()
+            return tuple(None if t is None else t + empty for t in _everywhere(0.0, theta, wanted))
         if dead is not None and bool(_functorch.plain(dead).all()):
             unasked = bool((_functorch.plain(cotangent) == 0).all())
             return _everywhere(0.0 if unasked else self.dead_value, theta, wanted)
+        if self.system.compile and dead is None:
+            pulled = pull_back_compiled(self.settings, self.system, y, theta, cotangent, wanted)
+            if pulled is not None:
+                return pulled
         linearization = self._linearize(y, dead, theta, wanted, [cotangent])
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         method = self.settings.method(self.system.shape, y.dtype)
-        if isinstance(method, Krylov):
-            weights = self._solve_matrix_free(linearization, method, flat, dead, transpose=True)
+        if isinstance(method, _WITHOUT_BLOCKS):
+            weights = self._solve_without_blocks(linearization, method, flat, dead, transpose=True)
             return linearization.pullback(-weights, wanted, check=False).theta
+        if dead is None and _is_plain(flat) and not isinstance(method, Lstsq):
+            at_once = pull_at_once(linearization, flat, wanted, method)
+            if at_once is not None:
+                return at_once
+            if isinstance(method, Cholesky):
+                warn_user(_NOT_FOR_CHOLESKY, PerformanceWarning)
+        return self._pull_with_care(linearization, flat, dead, wanted)
+
+    def _pull_with_care(
+        self, linearization: Linearization, flat: Tensor, dead: Tensor | None, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """Every case: derivatives of the result, mapped tensors, failed and singular samples, lost digits."""
         blocks = per_sample_blocks(linearization, uneven=True)
         weights, decided, rhs = self._solve(linearization, blocks, flat, dead, transpose=True)
-        pulled = linearization.pullback(-weights, wanted)
-        back = (blocks.mT @ -weights.unsqueeze(-1)) if pulled.y is None else pulled.y
+        found = linearization.pullback(-weights, wanted)
+        back = (blocks.mT @ -weights.unsqueeze(-1)) if found.y is None else found.y
         if self._holds(back, rhs, decided):
-            return pulled.theta
+            return found.theta
         explain_inaccurate(linearization, blocks)
         weights = refine(blocks, weights, rhs)
         return linearization.pullback(-weights, wanted).theta
@@ -72,9 +99,8 @@ class ImplicitRule:
     def _holds(self, pulled: Tensor, rhs: Tensor, decided: Tensor | None) -> bool:
         """Whether Jᵀw = ȳ, with J as F itself pulls back: it certifies the blocks and the solve at once."""
         with torch.no_grad():
-            gap = (pulled.reshape(rhs.shape) + rhs).abs().amax(-1)
-            size = rhs.abs().amax(-1)
-            bad = (gap > torch.finfo(rhs.dtype).eps ** 0.6 * size) & size.isfinite()
+            gap, size = _largest(pulled.reshape(rhs.shape) + rhs), _largest(rhs)
+            bad = (gap > allowed_gap(rhs.dtype) * size) & size.isfinite()
             if decided is not None:
                 bad = bad & ~decided
             return not bool(_functorch.plain(bad).any())
@@ -88,8 +114,8 @@ class ImplicitRule:
         linearization = self._linearize(y, dead, theta, given, [t for t in tangents if t is not None])
         moved = linearization.pushforward(tangents).reshape(self.system.shape.count, -1)
         method = self.settings.method(self.system.shape, y.dtype)
-        if isinstance(method, Krylov):
-            return -self._solve_matrix_free(linearization, method, moved, dead, transpose=False).reshape(
+        if isinstance(method, _WITHOUT_BLOCKS):
+            return -self._solve_without_blocks(linearization, method, moved, dead, transpose=False).reshape(
                 y.shape
             )
         blocks = per_sample_blocks(linearization, check=True)
@@ -135,15 +161,16 @@ class ImplicitRule:
             damping=self.settings.damping,
             diagnose=lambda: self._diagnose(linearization, blocks.detach()),
             exempt=exempt,
+            least_norm=isinstance(self.settings.linear_solver, Lstsq),
         )
         x, singular = solve_blocks(request)
         decided = exempt if singular is None else singular if exempt is None else singular | exempt
         return x, decided, rhs
 
-    def _solve_matrix_free(
+    def _solve_without_blocks(
         self,
         linearization: Linearization,
-        method: Krylov,
+        method: Krylov | SparseLU | SharedSparseLU,
         rhs: Tensor,
         dead: Tensor | None,
         *,
@@ -152,6 +179,11 @@ class ImplicitRule:
         exempt = None if dead is None else dead.reshape(-1)
         if exempt is not None:
             rhs = torch.where(exempt.unsqueeze(-1), answer_for_failed(rhs, self.dead_value), rhs)
+        if not isinstance(method, Krylov):
+            return solve_by_sparse_factors(
+                self.settings, linearization, method, self.factors, rhs, exempt,
+                transpose=transpose, attach=self._attach_inner,
+            )  # fmt: skip
         x = solve_matrix_free(linearization, method, rhs, exempt, transpose, self.settings.singular)
         if not (_functorch.is_active() or linearization.differentiable or rhs.requires_grad):
             return x
@@ -159,6 +191,9 @@ class ImplicitRule:
         residual = LinearResidual(self.system, transpose, exempt)
         arguments = Arguments.flatten((rhs, linearization.y, *linearization.theta))
         inner = System(residual, arguments, SystemShape(x.shape[:1], x.shape[1:]))
+        return self._attach_inner(method, inner, x)
+
+    def _attach_inner(self, method: LinearSolver, inner: System, x: Tensor) -> Tensor:
         return replace(self.settings, linear_solver=method).attach(inner, x, None, 0.0)
 
     def _diagnose(self, linearization: Linearization, blocks: Tensor) -> Diagnosis:
@@ -182,7 +217,7 @@ class ImplicitRule:
         The sizes of the terms are not visible, but the changes that F undergoes when y and θ are scaled
         are: alternating signs and uneven weights keep terms from cancelling, as they do in F itself.
         """
-        floating = [t.is_floating_point() for t in theta]
+        floating = [t.is_floating_point() or t.is_complex() for t in theta]
         tangents = [_uneven(t) if real else None for t, real in zip(theta, floating, strict=True)]
         flat = y.reshape(blocks.shape[0], -1)
         of_theta = (
@@ -192,12 +227,61 @@ class ImplicitRule:
         return 4.0 * torch.finfo(y.dtype).eps * (of_theta.detach().abs() + of_y.abs())
 
 
+def pull_at_once(
+    linearization: Linearization, flat: Tensor, wanted: Sequence[bool], method: LinearSolver
+) -> tuple[Tensor | None, ...] | None:
+    """θ̄ in the common case, a regular batch: few operations, and one question to the host.
+
+    The blocks come weighed by powers of two (:func:`weighed_blocks`), which the right-hand side takes up;
+    the answer is −w, so that no sign has to be changed on the way. None where anything looks odd.
+    """
+    blocks, weights = weighed_blocks(linearization)
+    if blocks.shape[-1] != blocks.shape[-2]:
+        return None
+    rhs = flat.neg() if weights is None else flat * -weights
+    if isinstance(method, Cholesky) and not linearization.differentiable:
+        solution = cholesky_solve(blocks, rhs)
+    else:
+        solution = lu_solve(blocks, rhs, lu_factor(blocks.detach()), transpose=True)
+    pulled = linearization.pullback(solution, wanted, check=linearization.system.measurable)
+    with torch.no_grad():
+        back = (blocks.mT @ solution.unsqueeze(-1)) if pulled.y is None else pulled.y
+        size = _largest(flat)
+        fine = _largest(back.reshape(flat.shape) + flat) <= allowed_gap(flat.dtype) * size  # False for NaN
+        fine &= _largest(solution) <= suspicious_growth(flat.dtype) * size
+        return pulled.theta if bool(fine.all()) else None
+
+
+_NOT_FOR_CHOLESKY = (
+    "Cholesky() did not solve the linear system of the derivative, and LU took its place: the Jacobian of "
+    "the conditions is not symmetric positive definite, or nearly singular. Give linear_solver=LU() instead."
+)
+
+
+def _is_plain(cotangent: Tensor) -> bool:
+    """Whether no transform maps or pushes this pass; that it is recorded is no matter."""
+    return not (
+        _functorch.is_active() or _functorch.in_forward_mode() or _functorch.is_mapped_by_autograd(cotangent)
+    )
+
+
+def allowed_gap(dtype: torch.dtype) -> float:
+    """How far Jᵀw may be from ȳ, relative to it, before the solve is looked into: 4e-10 in float64."""
+    return float(torch.finfo(dtype).eps ** 0.6)
+
+
+def _largest(vectors: Tensor) -> Tensor:
+    """‖·‖∞ of every row of ``(B, n)``."""
+    return vectors.abs().amax(-1)
+
+
 def _everywhere(value: float, theta: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
     return tuple(torch.full_like(t, value) if want else None for t, want in zip(theta, wanted, strict=True))
 
 
 def _uneven(tensor: Tensor) -> Tensor:
-    steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
+    steps = torch.arange(tensor.numel(), dtype=tensor.dtype.to_real(), device=tensor.device)
+    steps = steps.reshape(tensor.shape)
     return (
         tensor.detach() * (1.0 + 0.3 * torch.sin(steps)) * torch.where(steps % 2 == 0, 1.0, -1.0).to(tensor)
     )

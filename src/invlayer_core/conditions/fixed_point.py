@@ -8,15 +8,20 @@ from typing import Any, final
 
 from torch import Tensor
 
+from invlayer_core.structured import subtract
+
 __all__ = ["FixedPointConditions"]
 
 
 @final
 @dataclass(frozen=True)
 class FixedPointConditions:
-    """``F(y, *args)`` = ``T(y, *args)`` − y."""
+    """``F(y, *args)`` = ``T(y, *args)`` − y, leaf by leaf for a pytree of unknowns."""
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
 
-    def __call__(self, y: Tensor, *args: Any) -> Tensor:
-        return self.function(y, *args) - y
+    def __call__(self, y: Any, *args: Any) -> Any:
+        value = self.function(y, *args)
+        if isinstance(y, Tensor) and isinstance(value, Tensor):
+            return value - y
+        return subtract("T", value, y)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.errors import UnsupportedTransformError
+from invlayer_core.errors import ConditionsError, UnsupportedTransformError
+from invlayer_core.inputs import is_real_tensor
+from invlayer_core.structured import subtract
 
 __all__ = ["ConstantJacobian", "DeclaredJacobianConditions", "InverseConditions"]
 
@@ -18,12 +20,15 @@ __all__ = ["ConstantJacobian", "DeclaredJacobianConditions", "InverseConditions"
 @final
 @dataclass(frozen=True)
 class InverseConditions:
-    """F(y, x) = f(y) − x."""
+    """F(y, x) = f(y) − x, leaf by leaf for pytrees."""
 
-    function: Callable[[Tensor], Tensor]
+    function: Callable[[Any], Any]
 
-    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
-        return self.function(y) - x
+    def __call__(self, y: Any, x: Any) -> Any:
+        value = self.function(y)
+        if isinstance(x, Tensor) and isinstance(value, Tensor):
+            return value - x
+        return subtract("f", value, x, like="x")
 
 
 @final
@@ -104,6 +109,11 @@ class DeclaredJacobianConditions:
     jacobian: Callable[[Tensor], Tensor]
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+        if not (is_real_tensor(y) and is_real_tensor(x)):
+            raise ConditionsError(
+                "inverse(x, g, jacobian=...) came with x or y = g(x) a pytree or complex. Accepted there is "
+                "one real tensor for each; pass the inverse itself, f=."
+            )
         if _functorch.forward_mode_depth() >= 2:
             if isinstance(self.jacobian, ConstantJacobian):
                 raise UnsupportedTransformError(_SECOND_DERIVATIVE)

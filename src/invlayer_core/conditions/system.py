@@ -34,6 +34,11 @@ class System:
         Tensors that F reads without being given them; swapped for their θ at each evaluation.
     jacobian : callable or None
         The user's own ``∂F/∂y (y, *args) -> (*batch, n, n)``, if there is one.
+    measurable : bool
+        False if F is known by that Jacobian alone, so that neither its value nor its pullback to y tells
+        anything.
+    compile : bool
+        Whether derivatives of F are taken by one compiled function.
     """
 
     function: Callable[..., Tensor]
@@ -41,6 +46,8 @@ class System:
     shape: SystemShape
     captured: tuple[Tensor, ...] = ()
     jacobian: Callable[..., Tensor] | None = None
+    measurable: bool = True
+    compile: bool = False
 
     @property
     def theta(self) -> tuple[Tensor, ...]:
@@ -88,7 +95,8 @@ class System:
             raise ConditionsError(f"{called} returned {_describe(residual)}; accepted is one torch.Tensor.")
         if not residual.is_floating_point():
             raise ConditionsError(
-                f"{called} returned dtype {residual.dtype}; accepted is a real floating-point tensor."
+                f"{called} returned dtype {residual.dtype}; accepted is a real floating-point tensor. "
+                "If the unknowns are complex, give a complex y0."
             )
         if residual.ndim < len(batch) or residual.shape[: len(batch)] != batch:
             raise ConditionsError(

@@ -16,9 +16,12 @@ import torch
 from torch import Size, Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.errors import ConditionsError
+from invlayer_core.errors import ConditionsError, UnsupportedTransformError
 from invlayer_core.execution.outcome import Outcome
+from invlayer_core.inputs import NumpyFunction
+from invlayer_core.leaves import EventDims
 from invlayer_core.structure import Arguments, SystemShape
+from invlayer_core.structured import Structure, matches
 
 __all__ = ["CallableForward", "Forward", "run_forward"]
 
@@ -32,13 +35,13 @@ class Forward(ABC):
         For messages and ``info``.
     how : str
         How a batch is run, for ``info``.
-    event_dims : int
+    event_dims : int, or integers in the structure of y
         How many trailing dims of y are one system's unknowns.
     """
 
     name: str
     how: str
-    event_dims: int
+    event_dims: EventDims
 
     @abstractmethod
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
@@ -60,7 +63,7 @@ class CallableForward(Forward):
 
     function: Callable[..., Any]
     arguments: Arguments
-    event_dims: int
+    event_dims: EventDims
     has_aux: bool = False
     expected: Size | None = None
     name: str = "solver function"
@@ -69,13 +72,14 @@ class CallableForward(Forward):
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         result = self.function(*self.arguments.unflatten(tensors))
         aux: tuple[Any, ...] = ()
-        if self.has_aux and isinstance(result, tuple) and len(result) == 2:
+        if self.has_aux and type(result) is tuple and len(result) == 2 and not self._is_y(result):
             result, aux = result[0], (result[1],)
         if not isinstance(result, Tensor) or not result.is_floating_point():
+            if self.expected is None:
+                return self._packed(result, aux)
             what = f"dtype {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
             raise ConditionsError(
-                f"{self.name} returned {what}; accepted is one real floating-point torch.Tensor y"
-                f"{' or a pair (y, aux)' if self.has_aux else ''}. "
+                f"{self.name} returned {what}; accepted is one real floating-point torch.Tensor y. "
                 "Wrap a NumPy function with inv.from_numpy(fn)."
             )
         if self.expected is not None and result.shape != self.expected:
@@ -85,6 +89,18 @@ class CallableForward(Forward):
             )
         y = result.detach().clone()  # the solver may go on using its own tensor
         return y, Outcome.without_claims(y, SystemShape.of(y, self.event_dims).batch, aux)
+
+    def _is_y(self, pair: tuple[Any, ...]) -> bool:
+        """Whether a pair is y itself: only if ``event_dims`` has its structure."""
+        return not isinstance(self.event_dims, int) and matches(self.event_dims, pair)
+
+    def _packed(self, result: Any, aux: tuple[Any, ...]) -> tuple[Tensor, Outcome]:
+        """A complex tensor, or a pytree of tensors, as one real vector per sample."""
+        if isinstance(self.function, NumpyFunction):
+            result = self.function.as_tensors(result)
+        structure = Structure.of(self.name, "y", result, self.event_dims)
+        y = structure.pack(self.name, result).detach()
+        return y, Outcome.without_claims(y, y.shape[:-1], aux, structure)
 
     def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:
         return _Slices(self, size, tuple(dims))
@@ -108,10 +124,18 @@ class _Slices(Forward):
         return self.inner.how
 
     @property
-    def event_dims(self) -> int:  # type: ignore[override]
+    def event_dims(self) -> EventDims:  # type: ignore[override]
         return self.inner.event_dims
 
+    @property
+    def expected(self) -> Size | None:
+        """The shape of y, if it is known before the solve: from y0, the first of the tensors."""
+        inner = self.inner.expected if isinstance(self.inner, (CallableForward, _Slices)) else None
+        return None if inner is None else Size((self.size, *inner))
+
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        if self.size == 0:
+            return self._no_slices(tensors)
         runs = [
             self.inner.run(
                 [t if d is None else t.select(d, i) for t, d in zip(tensors, self.dims, strict=True)]
@@ -125,11 +149,31 @@ class _Slices(Forward):
             iterations=torch.stack([outcome.iterations for outcome in outcomes]),
             message=tuple(message for outcome in outcomes for message in outcome.message),
             aux=tuple(aux for outcome in outcomes for aux in outcome.aux),
+            structure=_same_structure(self.name, outcomes),
         )
         return torch.stack([y for y, _ in runs]), joined
 
+    def _no_slices(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        if self.expected is None:
+            raise UnsupportedTransformError(
+                f"{self.name} under torch.vmap over a dimension of size 0: it is called for no slice, "
+                "so that the shape of y is unknown; accepted is a dimension of size 1 or more."
+            )
+        y = tensors[0].new_empty(self.expected)
+        return y, Outcome.without_claims(y, SystemShape.of(y, self.event_dims).batch, ())
+
     def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:
         return _Slices(self, size, tuple(dims))
+
+
+def _same_structure(name: str, outcomes: Sequence[Outcome]) -> Structure | None:
+    first = outcomes[0].structure if outcomes else None
+    if any(outcome.structure != first for outcome in outcomes):
+        raise ConditionsError(
+            f"{name} returned y of another structure, shape or dtype for one slice of a mapped dimension "
+            "(torch.vmap) than for another; accepted is the same for all."
+        )
+    return first
 
 
 @final
@@ -148,7 +192,8 @@ class _OpaqueSolve(torch.autograd.Function):
     def forward(forward: Forward, record: _Record, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         y, outcome = forward.run(tensors)
         record.outcome = outcome
-        return y, outcome.status.reshape(y.shape[: y.ndim - forward.event_dims]).clone()
+        event_dims = forward.event_dims if outcome.structure is None else 1
+        return y, outcome.status.reshape(SystemShape.of(y, event_dims).batch).clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

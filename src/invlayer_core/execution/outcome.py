@@ -11,6 +11,7 @@ from torch import Size, Tensor
 
 from invlayer_core.errors import ConditionsError
 from invlayer_core.solvers.contract import SolverResult, Status
+from invlayer_core.structured import Structure
 
 __all__ = ["Outcome", "claimed_status", "is_programming_error", "message_of", "messages_of", "without_frames"]
 
@@ -32,6 +33,8 @@ class Outcome:
     cause : exception or None
         The first exception that a sample raised.
     aux : tuple of mappings
+    structure : Structure or None
+        Of the unknowns, where a solver function returned something else than one real tensor.
     how, why : str
         How the batch was run, and why so; empty where there is but one way.
     """
@@ -42,14 +45,19 @@ class Outcome:
     message: tuple[str, ...]
     cause: BaseException | None = None
     aux: tuple[Any, ...] = ()
+    structure: Structure | None = None
+    without_doubts: bool = False  # whether every sample is claimed, known without a look at values
     how: str = ""
     why: str = ""
 
     @classmethod
-    def without_claims(cls, y: Tensor, batch: Size, aux: tuple[Any, ...]) -> Outcome:
+    def without_claims(
+        cls, y: Tensor, batch: Size, aux: tuple[Any, ...], structure: Structure | None = None
+    ) -> Outcome:
         """What a plain function leaves: a solution, and not a word about it."""
         status = torch.zeros(batch, dtype=torch.int64, device=y.device)  # CONVERGED: not taken at its word
-        return cls(y, status, status - 1, ("",) * batch.numel(), None, aux)
+        silent = ("",) * batch.numel()
+        return cls(y, status, status - 1, silent, None, aux, structure, without_doubts=True)
 
 
 def claimed_status(success: Any, count: int, device: torch.device) -> Tensor:

@@ -1,1 +1,6 @@
-"""First derivatives of the conditions: per-sample blocks, pullback and pushforward."""
+"""First derivatives of the conditions: per-sample blocks, sparse values, pullback and pushforward."""
+
+from invlayer_core.jacobians.detection import detect_sparsity
+from invlayer_core.jacobians.pattern import SparsityPattern
+
+__all__ = ["SparsityPattern", "detect_sparsity"]

@@ -15,7 +15,7 @@ from invlayer_core.jacobians.blocks import (
 )
 from invlayer_core.jacobians.linearize import Linearization
 
-__all__ = ["blocks_by_rows", "per_sample_blocks", "refuse_coupled"]
+__all__ = ["blocks_by_rows", "per_sample_blocks", "refuse_coupled", "weighed_blocks"]
 
 
 def per_sample_blocks(linearization: Linearization, *, check: bool = False, uneven: bool = False) -> Tensor:
@@ -47,16 +47,37 @@ def per_sample_blocks(linearization: Linearization, *, check: bool = False, unev
     return blocks_by_rows(linearization, uneven=uneven)
 
 
+def weighed_blocks(linearization: Linearization) -> tuple[Tensor, Tensor | None]:
+    """The blocks, each times its sample's power of two, and those powers ``(B, 1)``; None: all are 1.
+
+    The weights are those of ``per_sample_blocks(uneven=True)``, left in: who solves with the blocks weighs
+    the right-hand side instead, which is n times smaller.
+    """
+    system = linearization.system
+    if system.jacobian is not None:
+        y, theta = linearization.y, linearization.theta
+        if not linearization.differentiable:  # nothing to record
+            y, theta = y.detach(), [tensor.detach() for tensor in theta]
+        with torch.enable_grad():
+            return system.analytic_jacobian(y, theta), None
+    shape, value = system.shape, linearization.value
+    basis = cotangent_basis(value.shape, shape.batch, value)
+    if shape.count < 2:
+        return to_blocks(linearization.rows(basis), shape.batch, shape.size), None
+    weights = 2.0 ** (torch.arange(shape.count, dtype=basis.dtype, device=basis.device) % 3)
+    events = (1 for _ in range(value.ndim - len(shape.batch)))
+    rows = linearization.rows(basis * weights.reshape(*shape.batch, *events))
+    return to_blocks(rows, shape.batch, shape.size), weights.unsqueeze(-1)
+
+
 def blocks_by_rows(linearization: Linearization, *, uneven: bool = False) -> Tensor:
     """The blocks by autograd, whether or not the user gave a Jacobian."""
-    shape, y = linearization.system.shape, linearization.y
-    basis = cotangent_basis(linearization.value.shape, shape.batch, linearization.value)
+    shape, value = linearization.system.shape, linearization.value
     if not uneven or shape.count < 2:
+        basis = cotangent_basis(value.shape, shape.batch, value)
         return to_blocks(linearization.rows(basis), shape.batch, shape.size)
-    weights = 2.0 ** (torch.arange(shape.count, dtype=basis.dtype, device=y.device) % 3)
-    events = (1 for _ in range(linearization.value.ndim - len(shape.batch)))
-    rows = linearization.rows(basis * weights.reshape(*shape.batch, *events))
-    return to_blocks(rows, shape.batch, shape.size) / weights.reshape(-1, 1, 1).to(y.dtype)
+    blocks, weights = weighed_blocks(linearization)
+    return blocks if weights is None else blocks / weights.unsqueeze(-1).to(blocks.dtype)
 
 
 def refuse_coupled(linearization: Linearization) -> None:

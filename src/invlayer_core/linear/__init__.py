@@ -1,5 +1,33 @@
 """Batched linear solves with the Jacobian, and the decision on singular ones."""
 
-from invlayer_core.linear.methods import CG, GMRES, LU, BiCGStab, Krylov, LinearSolver
+from invlayer_core.linear.auto import Auto
+from invlayer_core.linear.methods import (
+    CG,
+    GMRES,
+    LU,
+    BiCGStab,
+    Cholesky,
+    Krylov,
+    LinearSolver,
+    Lstsq,
+    Neumann,
+)
+from invlayer_core.linear.sparse_lu import SparseLU
+from invlayer_core.solvers.direct import Factor, SparseDirectSolver, SparseMatrix
 
-__all__ = ["CG", "GMRES", "LU", "BiCGStab", "Krylov", "LinearSolver"]
+__all__ = [
+    "CG",
+    "GMRES",
+    "LU",
+    "Auto",
+    "BiCGStab",
+    "Cholesky",
+    "Factor",
+    "Krylov",
+    "LinearSolver",
+    "Lstsq",
+    "Neumann",
+    "SparseDirectSolver",
+    "SparseLU",
+    "SparseMatrix",
+]

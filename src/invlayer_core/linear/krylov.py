@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 
-__all__ = ["KrylovSolution", "bicgstab", "conjugate_gradients", "gmres"]
+__all__ = ["KrylovSolution", "bicgstab", "conjugate_gradients", "gmres", "neumann"]
 
 Product = Callable[[Tensor], Tensor]
 
@@ -70,6 +70,24 @@ def conjugate_gradients(
 
 
 @torch.no_grad()
+def neumann(product: Product, rhs: Tensor, *, rtol: float, maxiter: int, check_every: int) -> KrylovSolution:
+    """x ← x + (A x − b), for A = T′ − I with a contraction T: the Neumann series of (I − T′)⁻¹."""
+    x = -rhs
+    for k in range(1, maxiter + 1):
+        step = product(x) - rhs  # −r
+        if k % check_every == 0 or k == maxiter:
+            left = _relative(step, rhs)
+            # A sample that diverges, or is NaN, has no say in when to stop.
+            if k == maxiter or bool(_functorch.plain((left <= rtol) | ~(left < _DIVERGED)).all()):
+                break
+        x = x + step
+    return KrylovSolution(x, left, k)
+
+
+_DIVERGED = 1e8
+
+
+@torch.no_grad()
 def bicgstab(product: Product, rhs: Tensor, *, rtol: float, maxiter: int, check_every: int) -> KrylovSolution:
     """BiCGStab, for any nonsingular systems, with constant memory (van der Vorst 1992)."""
     x, r = torch.zeros_like(rhs), rhs
@@ -90,13 +108,15 @@ def bicgstab(product: Product, rhs: Tensor, *, rtol: float, maxiter: int, check_
 
 
 @torch.no_grad()
-def gmres(product: Product, rhs: Tensor, *, rtol: float, maxiter: int, restart: int) -> KrylovSolution:
+def gmres(
+    product: Product, rhs: Tensor, *, rtol: float, maxiter: int, restart: int, check_every: int
+) -> KrylovSolution:
     """Restarted GMRES, for any nonsingular systems (Saad & Schultz 1986)."""
     x, r, products = torch.zeros_like(rhs), rhs, 0
-    size = min(restart, rhs.shape[-1])
+    size, goal = min(restart, rhs.shape[-1]), rhs.norm(dim=-1, keepdim=True) * rtol
     while products < maxiter:
-        steps = min(size, maxiter - products)
-        x = x + _cycle(product, r, steps)
+        correction, steps = _cycle(product, r, min(size, maxiter - products), goal, check_every)
+        x = x + correction
         r = rhs - product(x)
         products += steps + 1
         if _all_below(r, rhs, rtol):
@@ -104,35 +124,72 @@ def gmres(product: Product, rhs: Tensor, *, rtol: float, maxiter: int, restart: 
     return KrylovSolution(x, _relative(r, rhs), products)
 
 
-def _cycle(product: Product, residual: Tensor, steps: int) -> Tensor:
-    """The correction of least residual in the space of ``steps`` products, orthogonalised twice."""
+def _cycle(
+    product: Product, residual: Tensor, most: int, goal: Tensor, check_every: int
+) -> tuple[Tensor, int]:
+    """The correction of least residual in a space of ``most`` products, or fewer once all are at the goal."""
     beta = residual.norm(dim=-1, keepdim=True)
-    basis = [_ratio(residual, beta.expand_as(residual))]
-    columns = []
-    for _ in range(steps):
-        space = torch.stack(basis, dim=-2)  # (B, k, n)
-        w = product(basis[-1])
-        h = torch.zeros_like(space[..., 0])
-        for _ in range(2):  # once is not enough in floating point (Giraud et al. 2005)
-            projection = (space @ w.unsqueeze(-1)).squeeze(-1)
-            w = w - (projection.unsqueeze(-2) @ space).squeeze(-2)
-            h = h + projection
-        length = w.norm(dim=-1, keepdim=True)
-        scale = h.norm(dim=-1, keepdim=True)
-        length = torch.where(
-            length <= 10 * torch.finfo(w.dtype).eps * scale, torch.zeros_like(length), length
-        )
-        basis.append(_ratio(w, length.expand_as(w)))
-        columns.append(torch.cat([h, length], dim=-1))
-    return _combine(basis[:-1], columns, beta)
+    basis = _Basis(_ratio(residual, beta.expand_as(residual)), most + 1)
+    columns: list[Tensor] = []
+    for step in range(1, most + 1):
+        w, column = _orthogonalised(product(basis.last), basis.vectors)
+        basis.append(w)
+        columns.append(column)
+        if step == most or step % check_every == 0:
+            weights, left = _least_squares(columns, beta)
+            if step == most or bool(_functorch.plain(left <= goal).all()):
+                break
+    return (weights.unsqueeze(-2) @ basis.vectors.narrow(-2, 0, step)).squeeze(-2), step
 
 
-def _combine(basis: list[Tensor], columns: list[Tensor], beta: Tensor) -> Tensor:
-    """min ‖β e₁ − H z‖ for the Hessenberg matrix H, then the combination of the basis by z."""
+@final
+class _Basis:
+    """Orthonormal vectors ``(B, k, n)``, growing in place; by copy where a transform forbids that."""
+
+    def __init__(self, first: Tensor, most: int) -> None:
+        self.last, self._count = first, 1
+        self._in_place = not (_functorch.is_active() or _functorch.is_mapped_by_autograd(first))
+        self._room = first.unsqueeze(-2)
+        if self._in_place:
+            self._room = first.new_empty(*first.shape[:-1], most, first.shape[-1])
+            self._room[..., 0, :] = first
+
+    @property
+    def vectors(self) -> Tensor:
+        return self._room.narrow(-2, 0, self._count)
+
+    def append(self, vector: Tensor) -> None:
+        if self._in_place:
+            self._room[..., self._count, :] = vector
+        else:
+            self._room = torch.cat([self._room, vector.unsqueeze(-2)], dim=-2)
+        self.last, self._count = vector, self._count + 1
+
+
+def _orthogonalised(w: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
+    """w made orthogonal to the space, of length 1 (0 where the space is exhausted), and its column of H."""
+    projections = []
+    for _ in range(2):  # once is not enough in floating point (Giraud et al. 2005)
+        projections.append((space @ w.unsqueeze(-1)).squeeze(-1))
+        w = w - (projections[-1].unsqueeze(-2) @ space).squeeze(-2)
+    h = projections[0] + projections[1]
+    length, scale = w.norm(dim=-1, keepdim=True), h.norm(dim=-1, keepdim=True)
+    length = torch.where(length <= 10 * torch.finfo(w.dtype).eps * scale, torch.zeros_like(length), length)
+    return _ratio(w, length.expand_as(w)), torch.cat([h, length], dim=-1)
+
+
+def _least_squares(columns: list[Tensor], beta: Tensor) -> tuple[Tensor, Tensor]:
+    """z with min ‖β e₁ − H z‖ for the Hessenberg matrix H of these columns, by QR; and that minimum."""
     steps = len(columns)
     padded = [torch.nn.functional.pad(column, (0, steps + 1 - column.shape[-1])) for column in columns]
     hessenberg = torch.stack(padded, dim=-1)  # (B, steps + 1, steps)
     target = torch.nn.functional.pad(beta, (0, steps))
-    # An early end of the space leaves zero columns: least norm keeps their weights zero.
-    weights = (torch.linalg.pinv(hessenberg) @ target.unsqueeze(-1)).squeeze(-1)
-    return (weights.unsqueeze(-2) @ torch.stack(basis, dim=-2)).squeeze(-2)
+    q, r = torch.linalg.qr(hessenberg)
+    # An exhausted space leaves zero columns: their weights become zero.
+    pivots = r.diagonal(dim1=-2, dim2=-1)
+    empty = pivots.abs() <= 10 * torch.finfo(r.dtype).eps * pivots.abs().amax(-1, keepdim=True)
+    r = torch.where(empty.unsqueeze(-1), torch.zeros_like(r), r) + torch.diag_embed(empty.to(r.dtype))
+    turned = torch.where(empty, torch.zeros_like(pivots), (q.mT @ target.unsqueeze(-1)).squeeze(-1))
+    z = torch.linalg.solve_triangular(r, turned.unsqueeze(-1), upper=True)
+    left = target - (hessenberg @ z).squeeze(-1)
+    return z.squeeze(-1), left.norm(dim=-1, keepdim=True)

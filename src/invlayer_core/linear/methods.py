@@ -9,9 +9,19 @@ from typing import final
 import torch
 from torch import Tensor
 
-from invlayer_core.linear.krylov import KrylovSolution, Product, bicgstab, conjugate_gradients, gmres
+from invlayer_core.linear.krylov import KrylovSolution, Product, bicgstab, conjugate_gradients, gmres, neumann
 
-__all__ = ["CG", "GMRES", "LU", "BiCGStab", "Krylov", "LinearSolver"]
+__all__ = [
+    "CG",
+    "GMRES",
+    "LU",
+    "BiCGStab",
+    "Cholesky",
+    "Krylov",
+    "LinearSolver",
+    "Lstsq",
+    "Neumann",
+]
 
 
 class LinearSolver(ABC):
@@ -32,6 +42,36 @@ class LinearSolver(ABC):
 @dataclass(frozen=True)
 class LU(LinearSolver):
     """Dense Jacobian blocks and one batched LU: exact, and the fastest way up to some hundred unknowns."""
+
+    @property
+    def matrix_free(self) -> bool:
+        return False
+
+
+@final
+@dataclass(frozen=True)
+class Cholesky(LinearSolver):
+    """Dense blocks and one batched Cholesky factorisation: for symmetric positive definite Jacobians.
+
+    Half the work of LU, as for the Hessian of a strictly convex objective. It reads one triangle of J; where
+    J is not what it takes it for, the check of the backward solve notices, LU answers, and a
+    ``PerformanceWarning`` says so. Passes that are themselves recorded, mapped or in forward mode take LU.
+    """
+
+    @property
+    def matrix_free(self) -> bool:
+        return False
+
+
+@final
+@dataclass(frozen=True)
+class Lstsq(LinearSolver):
+    """The least-squares solution of least norm, for every sample, by singular values.
+
+    For conditions with redundant equations, or with more or fewer equations than unknowns: the derivative is
+    by the Moore–Penrose inverse J⁺ everywhere, where ``Implicit(singular="lstsq")`` takes it for singular
+    samples alone. Derivatives of every order as long as the rank stays what it is (Golub & Pereyra 1973).
+    """
 
     @property
     def matrix_free(self) -> bool:
@@ -71,15 +111,26 @@ class GMRES(Krylov):
         Most products with J.
     restart : int
         Size of the Krylov space, and so the number of stored vectors per sample.
+    check_every : int
+        Steps between two looks at the residual, which also ends a space early; each look costs a GPU one
+        synchronisation.
     """
 
     rtol: float | None = None
     maxiter: int = 500
     restart: int = 40
+    check_every: int = 4
 
     def solve(self, product: Product, rhs: Tensor) -> KrylovSolution:
         tolerance = self.tolerance(rhs.dtype)
-        return gmres(product, rhs, rtol=tolerance, maxiter=self.maxiter, restart=self.restart)
+        return gmres(
+            product,
+            rhs,
+            rtol=tolerance,
+            maxiter=self.maxiter,
+            restart=self.restart,
+            check_every=self.check_every,
+        )
 
     def tolerance(self, dtype: torch.dtype) -> float:
         return _tolerance(self.rtol, dtype)
@@ -132,6 +183,36 @@ class CG(Krylov):
         return conjugate_gradients(
             product, rhs, rtol=tolerance, maxiter=self.maxiter, check_every=self.check_every
         )
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        return _tolerance(self.rtol, dtype)
+
+
+@final
+@dataclass(frozen=True)
+class Neumann(Krylov):
+    """The Neumann series, for fixed points of contractions: one product a step, and nothing else.
+
+    A fixed point y = T(y) has J = T′ − I; where T contracts, x ← T′x − b converges as the forward iteration
+    does. For a root F it converges if y + F(y) contracts. Elsewhere it does not, which is an error.
+
+    Parameters
+    ----------
+    rtol, maxiter, check_every
+        As in :class:`BiCGStab`.
+
+    References
+    ----------
+    Bai, Koltun & Kolter, Stabilizing Equilibrium Models by Jacobian Regularization (2021), section 2.
+    """
+
+    rtol: float | None = None
+    maxiter: int = 500
+    check_every: int = 4
+
+    def solve(self, product: Product, rhs: Tensor) -> KrylovSolution:
+        tolerance = self.tolerance(rhs.dtype)
+        return neumann(product, rhs, rtol=tolerance, maxiter=self.maxiter, check_every=self.check_every)
 
     def tolerance(self, dtype: torch.dtype) -> float:
         return _tolerance(self.rtol, dtype)

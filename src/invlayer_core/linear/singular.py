@@ -20,7 +20,14 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-__all__ = ["Diagnosis", "damped_solution", "diagnose", "is_suspicious", "minimum_norm_solution"]
+__all__ = [
+    "Diagnosis",
+    "damped_solution",
+    "diagnose",
+    "is_suspicious",
+    "minimum_norm_solution",
+    "suspicious_growth",
+]
 
 # Solutions this much larger than their right-hand side are looked at more closely (float64).
 _SUSPICIOUS_GROWTH = 1e5
@@ -39,9 +46,14 @@ class Diagnosis(NamedTuple):
     cutoff: Tensor  # singular values of J up to this one cannot be told from zero
 
 
+def suspicious_growth(dtype: torch.dtype) -> float:
+    """How many times its right-hand side a solution may be before J is examined."""
+    return float(min(_SUSPICIOUS_GROWTH, 1e-2 / torch.finfo(dtype).eps))
+
+
 def is_suspicious(solution: Tensor, rhs: Tensor) -> Tensor:
     """Samples ``(B,)`` whose solution is not finite, or very large beside its right-hand side."""
-    limit = min(_SUSPICIOUS_GROWTH, 1e-2 / torch.finfo(rhs.dtype).eps)
+    limit = suspicious_growth(rhs.dtype)
     # "not (a <= b)" instead of "a > b": it also catches NaN.
     return ~(solution.abs().amax(-1) <= limit * rhs.abs().amax(-1))
 

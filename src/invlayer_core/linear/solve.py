@@ -42,6 +42,8 @@ class SolveRequest:
         Examines the blocks; called only when a solution looks suspicious.
     exempt : Tensor of shape ``(B,)`` or None
         Samples that have been decided already, and are not to be examined.
+    least_norm : bool
+        Answer every sample as ``singular="lstsq"`` answers singular ones.
     """
 
     blocks: Tensor
@@ -51,6 +53,7 @@ class SolveRequest:
     damping: float
     diagnose: Callable[[], Diagnosis]
     exempt: Tensor | None = None
+    least_norm: bool = False
 
 
 @final
@@ -71,9 +74,9 @@ def solve_blocks(request: SolveRequest) -> BlockSolution:
     ConditionsError
         If blocks are not square and the policy is not ``"lstsq"`` or ``"damped"``.
     """
-    if request.blocks.shape[-1] != request.blocks.shape[-2]:
+    if request.least_norm or request.blocks.shape[-1] != request.blocks.shape[-2]:
         everything = torch.ones(request.blocks.shape[0], dtype=torch.bool, device=request.blocks.device)
-        return BlockSolution(_solve_rectangular(request), everything)
+        return BlockSolution(_solve_without_inverse(request), everything)
     solution = _lu(request.blocks, request)
     with torch.no_grad():
         suspicious = is_suspicious(solution, request.rhs)
@@ -123,11 +126,11 @@ def _policy_answer(request: SolveRequest, blocks: Tensor, found: Diagnosis) -> T
     return torch.full_like(rhs, torch.nan if request.singular == "nan" else 0.0)
 
 
-def _solve_rectangular(request: SolveRequest) -> Tensor:
+def _solve_without_inverse(request: SolveRequest) -> Tensor:
     m, n = request.blocks.shape[-2:]
-    if request.singular == "damped":
+    if request.singular == "damped" and not request.least_norm:
         return damped_solution(request.blocks, request.rhs, request.damping, transpose=request.transpose)
-    if request.singular == "lstsq":
+    if request.singular == "lstsq" or request.least_norm:
         largest = torch.linalg.matrix_norm(request.blocks.detach(), ord=2)
         cutoff = largest * max(m, n) * torch.finfo(request.blocks.dtype).eps
         return minimum_norm_solution(request.blocks, request.rhs, cutoff, transpose=request.transpose)

@@ -8,6 +8,7 @@ from invlayer_core.solvers.contract import (
     SolverResult,
     Status,
 )
+from invlayer_core.solvers.direct import Factor, SparseDirectSolver, SparseMatrix
 from invlayer_core.solvers.discovery import Plugin, PluginFailure
 from invlayer_core.solvers.hookspecs import (
     ENTRY_POINT_GROUP,
@@ -16,8 +17,16 @@ from invlayer_core.solvers.hookspecs import (
     hookimpl,
     hookspec,
 )
+from invlayer_core.solvers.linear_spec import LinearSolverSpec
 from invlayer_core.solvers.listing import SolverListing
-from invlayer_core.solvers.lookup import get_solver, get_spec, register_solver, solvers
+from invlayer_core.solvers.lookup import (
+    get_solver,
+    get_spec,
+    linear_solvers,
+    register_linear_solver,
+    register_solver,
+    solvers,
+)
 from invlayer_core.solvers.registry import Registry, get_registry
 from invlayer_core.solvers.spec import API_VERSION, KINDS, SolverSpec
 
@@ -27,6 +36,8 @@ __all__ = [
     "KINDS",
     "PROJECT_NAME",
     "BatchProblem",
+    "Factor",
+    "LinearSolverSpec",
     "Plugin",
     "PluginFailure",
     "Problem",
@@ -37,12 +48,16 @@ __all__ = [
     "SolverListing",
     "SolverResult",
     "SolverSpec",
+    "SparseDirectSolver",
+    "SparseMatrix",
     "Status",
     "get_registry",
     "get_solver",
     "get_spec",
     "hookimpl",
     "hookspec",
+    "linear_solvers",
+    "register_linear_solver",
     "register_solver",
     "solvers",
 ]

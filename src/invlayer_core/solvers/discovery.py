@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from typing import final
+from types import MappingProxyType
+from typing import Final, TypeVar, final
 
 from pluggy import PluginManager, PluginValidationError
 
 from invlayer_core.errors import SolverLoadError
 from invlayer_core.solvers.hookspecs import ENTRY_POINT_GROUP, SolverHooks
+from invlayer_core.solvers.linear_spec import LinearSolverSpec
 from invlayer_core.solvers.requirements import parse_requirements
 from invlayer_core.solvers.spec import API_VERSION, SolverSpec
 
-__all__ = ["Plugin", "PluginFailure", "check_specs", "installed_plugins", "load_specs"]
+__all__ = ["AnySpec", "Plugin", "PluginFailure", "check_specs", "installed_plugins", "load_specs"]
+
+AnySpec = SolverSpec | LinearSolverSpec
+SpecType = TypeVar("SpecType", bound=AnySpec)
+
+_SPEC_OF_HOOK: Final[Mapping[str, type[AnySpec]]] = MappingProxyType(
+    {"register_solver": SolverSpec, "register_linear_solver": LinearSolverSpec}
+)
 
 
 @final
@@ -88,8 +97,8 @@ def _normalised(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 
 
-def load_specs(manager: PluginManager, plugin: Plugin, entry_point: EntryPoint) -> tuple[SolverSpec, ...]:
-    """Import one registration module, register it with pluggy, call its hook and check what it returns.
+def load_specs(manager: PluginManager, plugin: Plugin, entry_point: EntryPoint) -> tuple[AnySpec, ...]:
+    """Import one registration module, register it with pluggy, call its hooks and check what they return.
 
     Raises
     ------
@@ -100,13 +109,15 @@ def load_specs(manager: PluginManager, plugin: Plugin, entry_point: EntryPoint) 
     _check_hooks(manager, module, entry_point.value)
     try:
         manager.register(module, plugin.name)
-        return check_specs(_call_hook(manager, module))
+        hooks = [hook for hook in _SPEC_OF_HOOK if hook in _implemented_hooks(manager, module)]
+        specs = [check_specs(_call_hook(manager, module, hook), _SPEC_OF_HOOK[hook]) for hook in hooks]
+        return tuple(spec for of_hook in specs for spec in of_hook)
     except BaseException as exc:
         if manager.is_registered(module):
             manager.unregister(module)
         if isinstance(exc, PluginValidationError):
             raise SolverLoadError(
-                f"its register_solver does not fit the hook of this invlayer: {exc}"
+                f"its {_hook_in(exc)} does not fit the hook of this invlayer: {exc}"
             ) from exc
         raise
 
@@ -145,13 +156,18 @@ def _implemented_hooks(manager: PluginManager, module: object) -> dict[str, bool
     }
 
 
-def _call_hook(manager: PluginManager, module: object) -> object:
+def _hook_in(error: PluginValidationError) -> str:
+    """The hook that pluggy complains of."""
+    return "register_linear_solver" if "register_linear_solver" in str(error) else "register_solver"
+
+
+def _call_hook(manager: PluginManager, module: object, name: str) -> object:
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
-    hook = manager.subset_hook_caller("register_solver", remove_plugins=others)
+    hook = manager.subset_hook_caller(name, remove_plugins=others)
     try:
         returned = hook()
     except (Exception, SystemExit) as exc:
-        raise SolverLoadError(f"its hook register_solver() raised {_quoted(exc)}") from exc
+        raise SolverLoadError(f"its hook {name}() raised {_quoted(exc)}") from exc
     return returned[0] if returned else None  # pluggy drops a None
 
 
@@ -159,21 +175,22 @@ def _quoted(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {exc}"
 
 
-def check_specs(returned: object) -> tuple[SolverSpec, ...]:
-    """Take what ``register_solver`` gave, from a plugin's hook or from a call, if it can be used.
+def check_specs(returned: object, kind: type[SpecType]) -> tuple[SpecType, ...]:
+    """Take what a registering hook or call gave, if it can be used.
 
     Raises
     ------
     TypeError
-        If it is not a :class:`SolverSpec` or a list of them.
+        If it is not a spec of the ``kind`` or a list of them.
     ValueError
         If a spec is for a later contract, has a malformed requirement, or comes twice.
     """
     specs = tuple(returned) if isinstance(returned, (list, tuple)) else (returned,)
+    called = next(hook for hook, spec_type in _SPEC_OF_HOOK.items() if spec_type is kind)
     for spec in specs:
-        if not isinstance(spec, SolverSpec):
+        if not isinstance(spec, kind):
             raise TypeError(
-                f"register_solver gave {spec!r}; accepted are a SolverSpec or a list of SolverSpec."
+                f"{called} gave {spec!r}; accepted are a {kind.__name__} or a list of {kind.__name__}."
             )
         if spec.api > API_VERSION:
             raise ValueError(
@@ -183,5 +200,5 @@ def check_specs(returned: object) -> tuple[SolverSpec, ...]:
         parse_requirements(spec.requires)
     names = [spec.name for spec in specs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"register_solver gave {twice} more than once; a solver's name must be unique.")
+        raise ValueError(f"{called} gave {twice} more than once; a solver's name must be unique.")
     return specs

@@ -1,4 +1,4 @@
-"""The one hook by which a distribution tells invlayer about its solvers.
+"""The hooks by which a distribution tells invlayer about its solvers.
 
 A plugin is a distribution with an entry point in the group ``invlayer.solvers``, whose value is a
 *registration module*::
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, final
 from pluggy import HookimplMarker, HookspecMarker
 
 if TYPE_CHECKING:
+    from invlayer_core.solvers.linear_spec import LinearSolverSpec
     from invlayer_core.solvers.spec import SolverSpec
 
 __all__ = ["ENTRY_POINT_GROUP", "PROJECT_NAME", "SolverHooks", "hookimpl", "hookspec"]
@@ -62,5 +63,27 @@ class SolverHooks:
         ...     return SolverSpec(name="acme.bisect", factory="invlayer_acme.bisect:Bisect", kinds=("root",))
         >>> register_solver().name
         'acme.bisect'
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def register_linear_solver(self) -> LinearSolverSpec | list[LinearSolverSpec]:
+        """Describe the sparse direct solvers of this distribution, without importing them.
+
+        They solve with the sparse Jacobian in the derivative: ``SparseLU(solver="acme.lu")``. A module may
+        implement this hook, the other, or both; what is said there of failures holds here.
+
+        Returns
+        -------
+        LinearSolverSpec or list of LinearSolverSpec
+
+        Examples
+        --------
+        >>> from invlayer_core.solvers import LinearSolverSpec, hookimpl
+        >>> @hookimpl
+        ... def register_linear_solver():
+        ...     return LinearSolverSpec(name="acme.lu", factory="invlayer_acme.lu:AcmeLU")
+        >>> register_linear_solver().name
+        'acme.lu'
         """
         raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-from invlayer_core.solvers.discovery import Plugin, PluginFailure
+from invlayer_core.solvers.discovery import AnySpec, Plugin, PluginFailure
 from invlayer_core.solvers.requirements import unmet_requirement
 from invlayer_core.solvers.spec import SolverSpec
 
@@ -22,7 +22,8 @@ class SolverListing:
     name : str
         The solver's name; for a failed plugin ``"distribution:entry"``.
     kinds : tuple of str
-        The problem kinds it solves; empty for a failed plugin, which could not say.
+        The problem kinds it solves; ``("linear",)`` for a linear solver; empty for a failed plugin, which
+        could not say.
     plugin, version : str
         The distribution that registers it, and its version.
     status : {"ok", "missing dependency", "conflict", "failed"}
@@ -42,9 +43,10 @@ class SolverListing:
     install: str = ""
 
 
-def solver_row(spec: SolverSpec, plugin: Plugin, rivals: list[Plugin]) -> SolverListing:
+def solver_row(spec: AnySpec, plugin: Plugin, rivals: list[Plugin]) -> SolverListing:
     """Describe a claim on a solver's name; ``rivals`` are the other plugins that claim it."""
-    common = (spec.name, tuple(spec.kinds), plugin.distribution, plugin.version)
+    kinds = tuple(spec.kinds) if isinstance(spec, SolverSpec) else ("linear",)
+    common = (spec.name, kinds, plugin.distribution, plugin.version)
     if rivals:
         reason = f"also claimed by {', '.join(map(str, rivals))}"
         return SolverListing(*common, status="conflict", reason=reason, install=spec.install)

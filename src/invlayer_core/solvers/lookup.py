@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from invlayer_core.solvers.contract import Solver
+from invlayer_core.solvers.linear_spec import LinearSolverSpec
 from invlayer_core.solvers.listing import SolverListing
 from invlayer_core.solvers.registry import get_registry
 from invlayer_core.solvers.spec import SolverSpec
 
-__all__ = ["get_solver", "get_spec", "register_solver", "solvers"]
+__all__ = ["get_solver", "get_spec", "linear_solvers", "register_linear_solver", "register_solver", "solvers"]
 
 
 def get_solver(name: str) -> Solver:
@@ -115,3 +116,46 @@ def register_solver(spec: SolverSpec, *, replace: bool = False) -> None:
     True
     """
     get_registry().register_solver(spec, replace=replace)
+
+
+def linear_solvers() -> tuple[SolverListing, ...]:
+    """List the registered sparse direct solvers, which ``SparseLU(solver=)`` takes by name.
+
+    Returns
+    -------
+    tuple of SolverListing
+        Sorted by name, each of the kind ``"linear"``. Plugins that failed to load are in :func:`solvers`.
+
+    Examples
+    --------
+    >>> [row.name for row in linear_solvers() if row.name == "scipy.splu"]
+    ['scipy.splu']
+    """
+    return get_registry().linear_solvers()
+
+
+def register_linear_solver(spec: LinearSolverSpec, *, replace: bool = False) -> None:
+    """Register a sparse direct solver in this process, as a plugin would by its hook.
+
+    Parameters
+    ----------
+    spec : LinearSolverSpec
+    replace : bool
+        True takes the name from whoever has it.
+
+    Raises
+    ------
+    SolverConflictError
+        If the name is taken and ``replace`` is False.
+    TypeError, ValueError
+        If ``spec`` is not a :class:`LinearSolverSpec`, is for a later contract, or has a malformed
+        requirement.
+
+    Examples
+    --------
+    >>> from invlayer_core.solvers import LinearSolverSpec
+    >>> register_linear_solver(LinearSolverSpec(name="demo.lu", factory="demo:LU"), replace=True)
+    >>> "demo.lu" in [row.name for row in linear_solvers()]
+    True
+    """
+    get_registry().register_linear_solver(spec, replace=replace)

@@ -7,38 +7,26 @@ Three levels, each paid for only when needed: entry-point metadata, then the lig
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Final, final
+from typing import final
 
 from pluggy import PluginManager
 
-from invlayer_core.errors import SolverConflictError, SolverNotFoundError
+from invlayer_core.solvers.claims import Claim, Claims
 from invlayer_core.solvers.contract import Solver
+from invlayer_core.solvers.direct import SparseDirectSolver
 from invlayer_core.solvers.discovery import (
-    Plugin,
     PluginFailure,
     check_specs,
     installed_plugins,
     load_specs,
 )
 from invlayer_core.solvers.hookspecs import PROJECT_NAME, SolverHooks
+from invlayer_core.solvers.linear_spec import LinearSolverSpec
 from invlayer_core.solvers.listing import SolverListing, failed_row, solver_row
-from invlayer_core.solvers.loading import load_solver
+from invlayer_core.solvers.loading import load_linear_solver, load_solver
 from invlayer_core.solvers.spec import KINDS, SolverSpec
 
 __all__ = ["Registry", "get_registry"]
-
-_CALL: Final = Plugin("register_solver() call")
-
-
-@final
-@dataclass(frozen=True)
-class _Claim:
-    """One plugin's wish to have its solver under the name ``spec.name``."""
-
-    spec: SolverSpec
-    plugin: Plugin
 
 
 @final
@@ -51,9 +39,13 @@ class Registry:
     def __init__(self) -> None:
         self._manager = PluginManager(PROJECT_NAME)
         self._manager.add_hookspecs(SolverHooks)
-        self._claims: dict[str, list[_Claim]] = {}
+        self._claims: Claims[SolverSpec] = Claims("solver", "register_solver", "scipy.fsolve")
+        self._linear_claims: Claims[LinearSolverSpec] = Claims(
+            "linear solver", "register_linear_solver", "scipy.splu"
+        )
         self._failures: list[PluginFailure] = []
         self._instances: dict[str, Solver] = {}
+        self._linear_instances: dict[str, SparseDirectSolver] = {}
         self._lock = threading.RLock()
 
     @property
@@ -72,20 +64,24 @@ class Registry:
                     self._failures.append(PluginFailure(plugin, reason, exc.__cause__ or exc))
                 else:
                     for spec in specs:
-                        self._claims.setdefault(spec.name, []).append(_Claim(spec, plugin))
+                        if isinstance(spec, SolverSpec):
+                            self._claims.add(spec, plugin)
+                        else:
+                            self._linear_claims.add(spec, plugin)
 
     def register_solver(self, spec: SolverSpec, *, replace: bool = False) -> None:
         """See :func:`invlayer_core.register_solver`."""
-        check_specs([spec])
+        check_specs([spec], SolverSpec)
         with self._lock:
-            claims = self._claims.get(spec.name, [])
-            if claims and not replace:
-                raise SolverConflictError(
-                    f"register_solver({spec.name!r}): the name is already claimed by "
-                    f"{_listed(claims)}. Choose another name, or pass replace=True."
-                )
-            self._claims[spec.name] = [_Claim(spec, _CALL)]
+            self._claims.take(spec, replace=replace)
             self._instances.pop(spec.name, None)
+
+    def register_linear_solver(self, spec: LinearSolverSpec, *, replace: bool = False) -> None:
+        """See :func:`invlayer_core.register_linear_solver`."""
+        check_specs([spec], LinearSolverSpec)
+        with self._lock:
+            self._linear_claims.take(spec, replace=replace)
+            self._linear_instances.pop(spec.name, None)
 
     def get_spec(self, name: str, called: str | None = None) -> SolverSpec:
         """See :func:`invlayer_core.get_spec`; ``called`` is what the user called, for messages."""
@@ -100,8 +96,25 @@ class Registry:
         solver = load_solver(claim.spec, claim.plugin)
         with self._lock:
             # In a notebook the class behind "__main__:Class" changes when its cell is run again.
-            if self._claims[name] == [claim] and not claim.spec.factory.startswith("__main__:"):
+            if self._claims.is_sole(claim) and not claim.spec.factory.startswith("__main__:"):
                 return self._instances.setdefault(name, solver)
+        return solver
+
+    def get_linear_spec(self, name: str, called: str) -> LinearSolverSpec:
+        """What is known of a sparse direct solver; ``called`` is what the user called, for messages."""
+        with self._lock:
+            return self._linear_claims.sole(name, called, self._failures).spec
+
+    def get_linear_solver(self, name: str, called: str) -> SparseDirectSolver:
+        """The sparse direct solver of that name, imported on first use."""
+        with self._lock:
+            claim = self._linear_claims.sole(name, called, self._failures)
+        if (known := self._linear_instances.get(name)) is not None:
+            return known
+        solver = load_linear_solver(claim.spec, claim.plugin)
+        with self._lock:
+            if self._linear_claims.is_sole(claim) and not claim.spec.factory.startswith("__main__:"):
+                return self._linear_instances.setdefault(name, solver)
         return solver
 
     def solvers(self, kind: str | None = None) -> tuple[SolverListing, ...]:
@@ -109,49 +122,28 @@ class Registry:
         if kind is not None and kind not in KINDS:
             raise ValueError(f"solvers(kind={kind!r}): accepted are {sorted(KINDS)}, or None for all.")
         with self._lock:
-            contested = [(claim, claims) for claims in self._claims.values() for claim in claims]
+            contested = self._claims.contested()
             failed = [failed_row(failure) for failure in self._failures]
         rows = [
-            solver_row(claim.spec, claim.plugin, [other.plugin for other in claims if other is not claim])
-            for claim, claims in contested
+            solver_row(claim.spec, claim.plugin, rivals)
+            for claim, rivals in contested
             if kind is None or kind in claim.spec.kinds
         ]
-        return tuple(sorted(rows + failed, key=lambda row: (row.name, row.plugin)))
+        return _sorted(rows + failed)
 
-    def _claim(self, name: str, called: str) -> _Claim:
-        if not isinstance(name, str):
-            raise TypeError(f"{called}: a solver's name is a string, such as 'scipy.fsolve'.")
+    def linear_solvers(self) -> tuple[SolverListing, ...]:
+        """See :func:`invlayer_core.linear_solvers`."""
         with self._lock:
-            claims = list(self._claims.get(name, ()))
-        if not claims:
-            raise SolverNotFoundError(self._not_found(called, name))
-        if len(claims) > 1:
-            installed = [claim.plugin.distribution for claim in claims if claim.plugin is not _CALL]
-            disable = " or ".join(f"INVLAYER_DISABLE_PLUGINS={distribution}" for distribution in installed)
-            raise SolverConflictError(
-                f"{called}: the name is claimed by {_listed(claims)}. Keep one of them: set "
-                f"{disable} in the environment, or uninstall the other."
-            )
-        return claims[0]
+            contested = self._linear_claims.contested()
+        return _sorted([solver_row(claim.spec, claim.plugin, rivals) for claim, rivals in contested])
 
-    def _not_found(self, call: str, name: str) -> str:
+    def _claim(self, name: str, called: str) -> Claim[SolverSpec]:
         with self._lock:
-            names, failures = sorted(self._claims), self.failures
-        near = get_close_matches(name, names)
-        sentences = [f"{call}: no solver of that name is registered."]
-        if near:
-            sentences.append(f"Did you mean {' or '.join(map(repr, near))}?")
-        sentences.append(f"Registered are: {', '.join(names) or 'none'}.")
-        sentences += [f"Plugin {f.plugin.name!r} failed to load: {f.reason}" for f in failures]
-        sentences.append(
-            "Install the plugin that brings it, or call register_solver(); "
-            "INVLAYER_DISABLE_PLUGINS and INVLAYER_PLUGIN_AUTOLOAD=0 hide installed plugins."
-        )
-        return "\n".join(sentences)
+            return self._claims.sole(name, called, self._failures)
 
 
-def _listed(claims: list[_Claim]) -> str:
-    return " and ".join(str(claim.plugin) for claim in claims)
+def _sorted(rows: list[SolverListing]) -> tuple[SolverListing, ...]:
+    return tuple(sorted(rows, key=lambda row: (row.name, row.plugin)))
 
 
 _process_lock = threading.RLock()

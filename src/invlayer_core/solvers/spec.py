@@ -5,13 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-__all__ = ["API_VERSION", "KINDS", "SolverSpec"]
+__all__ = ["API_VERSION", "KINDS", "SolverSpec", "check_name_and_factory"]
 
 API_VERSION = 1
 """The version of the contract between invlayer and its plugins (``SolverSpec.api``)."""
 
 KINDS = frozenset({"root", "fixed_point"})
 """The problem kinds a solver may declare."""
+
+
+def check_name_and_factory(called: str, name: str, factory: str, example: str) -> None:
+    """Refuse a name or a factory that is not of the accepted form (``ValueError``)."""
+    library, _, method = name.partition(".")
+    if name != name.lower() or not library or not method:
+        raise ValueError(
+            f"{called}(name={name!r}): a solver's name is '<library>.<method>' in lower case, "
+            f"such as {example}."
+        )
+    module, _, attribute = factory.partition(":")
+    if not module or not attribute:
+        raise ValueError(
+            f"{called}(name={name!r}, factory={factory!r}): the factory is "
+            "'package.module:Class', the class to import on first use."
+        )
 
 
 @final
@@ -69,18 +85,7 @@ class SolverSpec:
     api: int = API_VERSION
 
     def __post_init__(self) -> None:
-        library, _, method = self.name.partition(".")
-        if self.name != self.name.lower() or not library or not method:
-            raise ValueError(
-                f"SolverSpec(name={self.name!r}): a solver's name is '<library>.<method>' in lower case, "
-                "such as 'scipy.fsolve'."
-            )
-        module, _, attribute = self.factory.partition(":")
-        if not module or not attribute:
-            raise ValueError(
-                f"SolverSpec(name={self.name!r}, factory={self.factory!r}): the factory is "
-                "'package.module:Class', the class to import on first use."
-            )
+        check_name_and_factory("SolverSpec", self.name, self.factory, "'scipy.fsolve'")
         unknown = sorted(set(self.kinds) - KINDS)
         if unknown or not self.kinds:
             raise ValueError(

@@ -3,9 +3,9 @@
 This is the registration module. It does not import SciPy: that waits until one of the solvers is used.
 """
 
-from invlayer_core import SolverSpec, hookimpl
+from invlayer_core import LinearSolverSpec, SolverSpec, hookimpl
 
-__all__ = ["register_solver"]
+__all__ = ["register_linear_solver", "register_solver"]
 
 
 @hookimpl
@@ -48,4 +48,15 @@ def _spec(
         thread_safe=True,
         scalar=scalar,
         bracket=bracket,
+    )
+
+
+@hookimpl
+def register_linear_solver() -> LinearSolverSpec:
+    """Describe SuperLU; see :meth:`invlayer_core.solvers.SolverHooks.register_linear_solver`."""
+    return LinearSolverSpec(
+        name="scipy.splu",
+        factory="invlayer_scipy.superlu:Splu",
+        requires=("scipy>=1.11",),
+        install="pip install invlayer-scipy",
     )

@@ -1,0 +1,1 @@
+"""Layers inside ``torch.compile`` and ``torch.export``: custom operators, taken only while torch traces."""

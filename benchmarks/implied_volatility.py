@@ -1,4 +1,4 @@
-"""Implied volatilities: one scalar equation per option, all in one call, beside a loop of scipy.optimize.brentq.
+"""Implied volatilities: one scalar equation per option, all in one call, beside loops of SciPy's brentq.
 
 The price of a European call is that of Black and Scholes (J. Political Economy 81 (1973) 637). The loop has
 the same torch f; a second one has a NumPy f, which is what one would write without gradients in mind.
@@ -79,16 +79,14 @@ def study(count: int) -> None:
 
 if __name__ == "__main__":
     quick = options().quick
-    quotes = market(50 if quick else 1000)
-    assert torch.allclose(layer(*quotes), torch.tensor(loop_over_torch(*quotes)), atol=1e-9)
-    compare(
-        f"Implied volatilities, B = {len(quotes[0])}, forward",
-        {
-            "loop of brentq, torch f": lambda: loop_over_torch(*quotes),
-            "loop of brentq, NumPy f": lambda: loop_over_numpy(*quotes),
-            "scipy.find_root, all at once": lambda: layer(*quotes),
-            "scipy.brentq, batch='auto'": lambda: layer(*quotes, solver="scipy.brentq"),
-        },
-        quick=quick,
-    )
+    for count in (50,) if quick else (1000, 10_000):
+        quotes = market(count)
+        assert torch.allclose(layer(*quotes), torch.tensor(loop_over_torch(*quotes)), atol=1e-9)
+        cases = {
+            "loop of brentq, torch f": lambda quotes=quotes: loop_over_torch(*quotes),
+            "loop of brentq, NumPy f": lambda quotes=quotes: loop_over_numpy(*quotes),
+            "scipy.find_root, all at once": lambda quotes=quotes: layer(*quotes),
+            "scipy.brentq, batch='auto'": lambda quotes=quotes: layer(*quotes, solver="scipy.brentq"),
+        }
+        compare(f"Implied volatilities, B = {count}, forward", cases, quick=quick)
     study(1000 if quick else 100_000)

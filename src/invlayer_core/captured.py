@@ -11,7 +11,7 @@ shows it, so such a tensor is reported instead of forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -91,7 +91,7 @@ class Substitution(TorchFunctionMode):
 class Place(NamedTuple):
     """Where a tensor belongs: one entry of the parameters or buffers of a module."""
 
-    table: dict[str, Tensor | None]
+    table: Mapping[str, Any]
     name: str
 
     def read(self) -> Tensor | None:

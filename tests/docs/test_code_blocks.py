@@ -24,7 +24,10 @@ EXAMPLE = ROOT / "examples" / "power_flow"
 PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
 
 # How many blocks of a page may be marked `notest`, by the page's path; pages that are not named have none.
-NOTEST: dict[str, int] = {"docs/compile.md": 1}  # it needs a C++ compiler, and seconds
+NOTEST: dict[str, int] = {
+    "docs/choose.md": 1,  # a cluster
+    "docs/compile.md": 1,  # it needs a C++ compiler, and seconds
+}
 
 OPENING = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<info>[^`]*?)\s*$")
 PYTHON = re.compile(r"^\W*(code(-block|-cell)?\W+)?(python|py|pycon|ipython)\d*\b", re.IGNORECASE)

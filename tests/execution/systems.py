@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,12 @@ class Relaxation(inv.Solver):
         if not Path(self.marker).exists():
             Path(self.marker).touch()
             os._exit(7)
+        return self.relax(problem, y)
+
+    def is_killed_once(self, problem: Any, y: np.ndarray) -> inv.SolverResult:
+        if not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return self.relax(problem, y)
 
     def raises_what_cannot_travel(self, problem: Any, y: np.ndarray) -> inv.SolverResult:

@@ -126,8 +126,8 @@ def _other_tensors(function: Any) -> ConditionsError:
         f"conditions {getattr(function, '__qualname__', type(function).__name__)!r} read a tensor with a "
         "gradient when the solution was certified that they do not read now: its gradient would be lost. "
         "Accepted are conditions that read the same tensors each time; pass others through args=(...). Those "
-        "that torch.func.functional_call swaps are found in modules that the conditions are, are bound to, or "
-        "close over."
+        "that torch.func.functional_call swaps are found in modules that the conditions are, are bound to, "
+        "or close over."
     )
 
 

@@ -99,7 +99,11 @@ class _Equations:
         return array
 
     def value(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """F at x, of shape ``(k,)``, in these rows; one evaluation for rows that differ."""
+        """F at x, of shape ``(k,)``, in these rows, which all differ."""
+        return self._evaluate(x, rows.astype(np.int64))
+
+    def repeated(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """F at x in rows that may occur more than once; one evaluation for those that differ."""
         rows = rows.astype(np.int64)
         values, left = np.empty(x.shape), np.ones(x.shape, dtype=bool)
         while left.any():  # bracket_root walks to both sides of a row at once
@@ -110,6 +114,8 @@ class _Equations:
         return values
 
     def _evaluate(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        if len(rows) == self.problem.batch:  # every row, in order
+            return self.numpy(self.problem.residual(torch.as_tensor(x).to(self.rest).unsqueeze(-1))[:, 0])
         index = torch.as_tensor(rows, device=self.rest.device)
         y = self.rest.clone()
         y[index, 0] = torch.as_tensor(x).to(y)
@@ -141,7 +147,7 @@ def _bracket(
     steps = {"maxiter": search["maxiter"]} if "maxiter" in search else {}
     with np.errstate(all="ignore"):
         found = elementwise.bracket_root(
-            equations.value, equations.start, args=(equations.rows,), **ends, **steps
+            equations.repeated, equations.start, args=(equations.rows,), **ends, **steps
         )
     return *found.bracket, found.status
 

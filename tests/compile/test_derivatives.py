@@ -222,3 +222,21 @@ def test_nothing_is_kept_of_conditions_that_are_gone(quickly):
     gc.collect()
     assert gone() is None
     assert len(compiled._RULES) < before
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_parameters_swapped_by_functional_call(with_gradient, quickly):
+    """After the forward the module holds its own parameters again: the compiled rule must not read those."""
+    fast, eager = inv.RootLayer(Cubic(), compile=True), inv.RootLayer(Cubic())
+    swapped = {
+        name: (1.5 * tensor.detach() + 0.1).requires_grad_(with_gradient)
+        for name, tensor in fast.named_parameters()
+    }
+    a, b = operands(2)
+    inputs = (a, b, *(swapped.values() if with_gradient else ()))
+    gradients(fast, a, b)  # compiled for the module's own parameters
+    found, exact = (
+        torch.autograd.grad(torch.func.functional_call(layer, swapped, (a, b), {"y0": b}).sum(), inputs)
+        for layer in (fast, eager)
+    )
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-14)

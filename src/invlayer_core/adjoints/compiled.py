@@ -50,7 +50,7 @@ def pull_back_compiled(
     """θ̄ by the compiled rule; None where the ordinary rule has to be asked."""
     if torch.is_grad_enabled() or _functorch.is_active() or _functorch.in_forward_mode():
         return None
-    if _functorch.is_mapped_by_autograd(cotangent):
+    if _functorch.is_mapped_by_autograd(cotangent) or system.has_moved:
         return None
     form, function = _form_of(system.function)
     rule = _rule_for(function)
@@ -116,9 +116,7 @@ def _form_of(conditions: Any) -> tuple[_Form, Any]:
         return "fixed_point", conditions.function
     if isinstance(conditions, InverseConditions):
         return "inverse", conditions.function
-    if isinstance(
-        conditions, StructuredConditions
-    ):  # not compiled, but the warning comes once for the user's
+    if isinstance(conditions, StructuredConditions):  # not compiled; the user's has the one warning
         return "plain", conditions.function
     return "plain", conditions
 

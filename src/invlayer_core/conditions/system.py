@@ -66,6 +66,11 @@ class System:
         places = places_of(self.function)
         return replace(self, places=places) if places else self
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether the modules of F now hold other tensors than when the solution was certified."""
+        return any(place.read() is not tensor for place, tensor in self.places)
+
     def residual(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
         """F(y, θ) in the user's own shapes."""
         return self._call(self.function, y, theta, reads_all=True)
@@ -86,7 +91,7 @@ class System:
         self, function: Callable[..., Tensor], y: Tensor, theta: Sequence[Tensor], *, reads_all: bool = False
     ) -> Tensor:
         args = self.arguments.unflatten(theta)
-        if not self.captured and all(place.read() is tensor for place, tensor in self.places):
+        if not self.captured and not self.has_moved:
             return function(y, *args)
         stand_ins = theta[len(self.arguments.tensors) :]
         with Substitution(self.captured, stand_ins, self.places) as substitution:

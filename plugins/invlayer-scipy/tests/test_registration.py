@@ -9,27 +9,40 @@ import pytest
 from invlayer_core.solvers import SolverSpec, get_solver, get_spec, solvers
 from invlayer_scipy import register_solver
 
-NAMES = ("scipy.fsolve", "scipy.root")
+ADAPTERS = {
+    "scipy.fsolve": "root",
+    "scipy.root": "root",
+    "scipy.newton": "scalar",
+    "scipy.brentq": "scalar",
+    "scipy.brenth": "scalar",
+    "scipy.ridder": "scalar",
+    "scipy.bisect": "scalar",
+    "scipy.toms748": "scalar",
+    "scipy.find_root": "elementwise",
+    "scipy.fixed_point": "fixed_point",
+}
 
 
 def test_registration_module_describes_its_solvers() -> None:
-    assert [spec.name for spec in register_solver()] == list(NAMES)
+    assert [spec.name for spec in register_solver()] == list(ADAPTERS)
 
 
 @pytest.mark.parametrize("spec", register_solver(), ids=lambda spec: spec.name)
 def test_specs(spec: SolverSpec) -> None:
-    assert spec.kinds == ("root", "fixed_point")
-    assert spec.requires == ("scipy>=1.11",)
+    assert spec.kinds == (("fixed_point",) if spec.name == "scipy.fixed_point" else ("root", "fixed_point"))
+    assert spec.requires == (("scipy>=1.15",) if spec.name == "scipy.find_root" else ("scipy>=1.11",))
     assert spec.install == "pip install invlayer-scipy"
-    assert not spec.batched
+    assert spec.batched == (spec.name == "scipy.find_root")
+    assert spec.scalar == (ADAPTERS[spec.name] in ("scalar", "elementwise"))
+    assert spec.bracket == (spec.scalar and spec.name not in ("scipy.newton", "scipy.find_root"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_installed_plugin_is_discovered(name: str) -> None:
-    (row,) = [row for row in solvers("root") if row.name == name]
+    (row,) = [row for row in solvers("fixed_point") if row.name == name]
     assert (row.plugin, row.status) == ("invlayer-scipy", "ok")
     assert get_spec(name) in register_solver()
-    assert type(get_solver(name)).__module__ == "invlayer_scipy.root"
+    assert type(get_solver(name)).__module__ == f"invlayer_scipy.{ADAPTERS[name]}"
 
 
 @pytest.mark.parametrize(

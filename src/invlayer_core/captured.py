@@ -67,7 +67,9 @@ class Substitution(TorchFunctionMode):
             current = place.read()
             if current is not tensor and isinstance(current, Tensor):
                 self._replacement.setdefault(id(current), self._replacement.get(id(tensor), tensor))
-        self._unread = {id(new) for new in replacements}
+        # Under torch.func what f makes itself is wrapped, too, and passes for captured: made anew each time.
+        pairs = zip(originals, replacements, strict=True)
+        self._unread = {id(new) for old, new in pairs if not _functorch.is_wrapped(old)}
 
     def replace(self, tensor: Tensor) -> Tensor:
         """What stands in for ``tensor``: itself, if nothing does."""

@@ -24,7 +24,7 @@ __all__ = ["BatchMode", "check_batch", "check_batched", "run_workload"]
 BatchMode = Literal["auto", "serial", "threads", "processes", "lockstep", "stacked"]
 
 _TURN: Final = 20e-6  # seconds that a request costs in lockstep: a change of threads, a row to stack and copy
-_FEW: Final = 8  # samples from which a stack, or Jacobians in one call, are worth the start
+_FEW: Final = 8  # samples from which Jacobians in one call are worth the start
 
 _RUNS: Final[Mapping[str, Callable[[Workload, Callable[[], Any]], Outcome]]] = MappingProxyType(
     {
@@ -120,8 +120,7 @@ def _choose(workload: Workload, tried: Probe, *, thread_safe: bool) -> _Choice:
         return _Choice("executor", f"executor={type(workload.limits.executor).__name__} was given")
     if count < 2:
         return _Choice("serial", "there is but one sample")
-    if count >= _FEW and _is_stackable(workload):
-        return _Choice("stacked", f"the method never forms J, and the batch has {count} samples")
+    # Never "stacked" unasked: there a sample's value depends on the others, within the tolerance.
     if not thread_safe:
         return _Choice("serial", "the solver is not declared thread-safe")
     if count >= _FEW and workload.solver.takes_jacobian(options):

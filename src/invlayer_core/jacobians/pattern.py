@@ -70,7 +70,7 @@ class SparsityPattern:
 
         Parameters
         ----------
-        source : SparsityPattern, Tensor or (rows, cols)
+        source : SparsityPattern, Tensor or pair of index tensors
             A sparse tensor (COO, CSR or CSC, whose stored entries count, whatever their values); a dense
             ``bool`` tensor ``(m, n)``; or a pair of index tensors, which needs ``shape``.
         shape : tuple of int, optional

@@ -69,14 +69,14 @@ def test_shapes_and_shared_args(how: str) -> None:
     ("fault", "status", "message"),
     [
         ("throws", inv.Status.SOLVER_ERROR, "FloatingPointError: overflow on the way"),
-        ("loops", inv.Status.TIMED_OUT, "stopped after timeout=0.3 seconds"),
+        ("loops", inv.Status.TIMED_OUT, "stopped after timeout=1.5 seconds"),
         ("gives_nan", inv.Status.NOT_FINITE, ""),
         ("gives_wrong_shape", inv.Status.WRONG_SHAPE, "SolverResult.y has shape (3,)"),
     ],
 )
 def test_a_fault_stays_with_its_sample(how: str, fault: str, status: inv.Status, message: str) -> None:
     expected, _ = solve("serial")
-    y, info = solve(how, Relaxation(fault), timeout=0.3)
+    y, info = solve(how, Relaxation(fault), timeout=1.5)
     assert info.status[SICK] is status
     assert info.message[SICK].startswith(message)
     assert torch.equal(y[HEALTHY], expected[HEALTHY])
@@ -86,9 +86,9 @@ def test_a_fault_stays_with_its_sample(how: str, fault: str, status: inv.Status,
 @pytest.mark.slow
 def test_a_solver_that_never_asks_for_f_is_killed_in_its_process() -> None:
     expected, _ = solve("serial")
-    y, info = solve("processes", Relaxation("hangs"), timeout=0.2)
+    y, info = solve("processes", Relaxation("hangs"), timeout=1.5)
     assert info.status[SICK] is inv.Status.TIMED_OUT
-    assert info.message[SICK] == "stopped after timeout=0.2 seconds, by killing its process"
+    assert info.message[SICK] == "stopped after timeout=1.5 seconds, by killing its process"
     assert torch.equal(y[HEALTHY], expected[HEALTHY])
 
 

@@ -208,7 +208,7 @@ def run_guarded(n: int, body: str) -> None:
         [sys.executable, "-c", SCRIPT.format(n=n, body=body)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=90,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -68,6 +68,9 @@ class SolveInfo:
         What else the solver returned, one per sample (or one for the whole batch); carries no gradient.
     linear_solver : str
         What solves the linear systems of the derivative, and why.
+    start : Tensor of int64
+        Where the solution comes from: 0, or with ``n_starts`` the number of the start; -1 for the solution
+        of the call before (``warm_start``).
     """
 
     ok: Tensor
@@ -82,6 +85,7 @@ class SolveInfo:
     aux: tuple[Mapping[str, Any], ...] = field(default=())
     linear_solver: str = ""
     batch_reason: str = ""
+    start: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
 
 @final

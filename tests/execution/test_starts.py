@@ -396,6 +396,18 @@ def test_a_warm_start_takes_the_place_of_the_first_start() -> None:
     assert y.flatten().tolist() == pytest.approx([2, 3], rel=1e-14)
 
 
+def test_where_a_warm_start_fails_the_next_start_is_tried() -> None:
+    def solver(y0: Tensor, a: Tensor) -> Tensor:
+        return torch.where(y0 > 2.5, a.sqrt(), y0)
+
+    previous = inv.root(
+        square, torch.tensor([2.0], dtype=FLOAT), torch.tensor([4.0], dtype=FLOAT), return_info=True
+    )
+    starts, a = torch.tensor([[3.0], [5.0]], dtype=FLOAT), torch.tensor([9.0], dtype=FLOAT)
+    y, info = inv.root(square, starts, a, solver=solver, n_starts=2, warm_start=previous, return_info=True)
+    assert (float(y), int(info.start)) == (3, 1)
+
+
 def test_several_structured_starts() -> None:
     starts = {"p": torch.tensor([[0.0], [3.0]], dtype=FLOAT), "q": torch.zeros(2, 1, dtype=FLOAT)}
     y, info = inv.root(

@@ -213,6 +213,10 @@ class Solver(ABC):
         """Whether ``solve`` with these options asks for J, besides F: it then gains more from lockstep."""
         return False
 
+    def renews_jacobian(self, options: Mapping[str, Any]) -> bool:
+        """Whether a ``solve`` that takes J asks for it again on its way, and not only at its start."""
+        return True
+
     def is_stackable(self, options: Mapping[str, Any]) -> bool:
         """Whether a batch may be given to a per-sample ``solve`` as one system of B·n unknowns.
 

@@ -19,6 +19,7 @@ from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.evaluation import AmongOthers, Ask, AtStart, Remembering, Row, Wanted
 from invlayer_core.execution.limits import NO_LIMITS, Deadline, Limits
+from invlayer_core.execution.options import OptionRows
 from invlayer_core.execution.samples import SampleReport, report_of, to_numpy
 from invlayer_core.solvers.contract import BatchProblem, SampleProblem, Solver, SolverResult
 from invlayer_core.structure import Arguments, SystemShape
@@ -146,26 +147,13 @@ class Workload:
         return to_numpy(self.y0)
 
     @cached_property
-    def _flat_options(self) -> dict[str, Any] | None:
-        """The options, where they are the same for all samples and hold no container to be copied."""
-        if self.option_tensors:
-            return None
-        (options,) = self.options.unflatten(())
-        return None if any(isinstance(value, (dict, list, tuple)) for value in options.values()) else options
+    def _option_rows(self) -> OptionRows:
+        dims = len(self.system.shape.batch)
+        return OptionRows(self.options, self.option_tensors, dims, self.y0.shape[0])
 
     def options_of(self, index: int) -> dict[str, Any]:
         """A fresh dict of options for one sample: its row of every tensor, as float64 NumPy or a float."""
-        if self._flat_options is not None:
-            return dict(self._flat_options)
-        rows: list[Any] = [self._option_row(tensor, index) for tensor in self.option_tensors]
-        (options,) = self.options.unflatten(rows)
-        return dict(options)
-
-    def _option_row(self, tensor: Tensor, index: int) -> Any:
-        if tensor.ndim:
-            rest = tensor.shape[len(self.system.shape.batch) :]
-            tensor = tensor.reshape(self.y0.shape[0], *rest)[index]
-        return to_numpy(tensor) if tensor.ndim else tensor.item()
+        return self._option_rows.of(index)
 
     def sample(self, index: int, ask: Ask) -> SampleProblem:
         """System ``index``, evaluated by ``ask``."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from invlayer_core.execution.samples import resting_rows, to_numpy
 from invlayer_core.solvers.contract import BatchProblem
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
 
     from invlayer_core.execution.workload import Workload
 
-__all__ = ["AmongOthers", "Ask", "AtStart", "Remembering", "Row", "Wanted", "as_tensor", "evaluate_starts"]
+__all__ = [
+    "AmongOthers",
+    "Ask",
+    "AtStart",
+    "Remembering",
+    "Row",
+    "RowForm",
+    "Wanted",
+    "as_tensor",
+    "evaluate_starts",
+]
 
 Wanted = Literal["residual", "jacobian", "second_derivative"]
 Ask = Callable[[Wanted, "np.ndarray"], "np.ndarray"]
@@ -96,7 +107,35 @@ def as_tensor(y: np.ndarray, like: Tensor, shape: Sequence[int]) -> Tensor:
         row = torch.from_numpy(y.reshape(shape))  # NumPy reshapes ten times as fast as torch
     except (TypeError, AttributeError):  # a list, or an unusual dtype
         row = torch.as_tensor(y, dtype=torch.float64).reshape(shape)
-    return row if row.dtype is like.dtype and row.device == like.device else row.to(like)
+    return row if row.dtype is like.dtype and like.is_cpu else row.to(like)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RowForm:
+    """What all systems of a batch have in common when each is evaluated by itself.
+
+    Attributes
+    ----------
+    function : callable
+        F.
+    shape : torch.Size
+        Of y as a batch of one.
+    like : Tensor
+        Of the dtype and on the device of y.
+    plain : bool
+        Whether F can simply be called; not if it captures tensors for which others are to stand.
+    """
+
+    function: Callable[..., Any]
+    shape: Size
+    like: Tensor
+    plain: bool
+
+    @cached_property
+    def on_host(self) -> bool:
+        """Whether values need no conversion."""
+        return self.like.device.type == "cpu" and self.like.dtype is torch.float64
 
 
 @final
@@ -104,31 +143,27 @@ class Row:
     """The evaluation of one system by itself, as a batch of one."""
 
     def __init__(self, workload: Workload, index: int) -> None:
-        self._workload, self._index, self._like = workload, index, workload.y0
-        self._problem: BatchProblem | None = None
-        theta, self._shape = workload.row_of(index)
-        self._function, system = workload.system.function, workload.system
-        # What F captures, or what stands elsewhere in its modules now, takes the careful way.
-        self._args = None if system.needs_care else system.arguments.unflatten(theta)
-        self._on_host = self._like.device.type == "cpu" and self._like.dtype is torch.float64
+        self._workload, self._index = workload, index
+        self._form = workload.row_form
+        self._args = workload.args_of(index) if self._form.plain else ()
 
     def __call__(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
-        if wanted == "residual" and self._args is not None:
-            value: Any = self._function(as_tensor(y, self._like, self._shape), *self._args)
+        form = self._form
+        if wanted == "residual" and form.plain:
+            value: Any = form.function(as_tensor(y, form.like, form.shape), *self._args)
             if (  # what F should return; if it is not, the careful way tells what is wrong
                 type(value) is Tensor
-                and value.shape == self._shape
-                and value.dtype is self._like.dtype
+                and value.shape == form.shape
+                and value.dtype is form.like.dtype
                 and not value.requires_grad
             ):
-                array: np.ndarray = value.numpy() if self._on_host else to_numpy(value)
+                array: np.ndarray = value.numpy() if form.on_host else to_numpy(value)
                 return array.reshape(-1).copy()
-        return to_numpy(getattr(self._alone(), wanted)(as_tensor(y, self._like, (1, -1)))[0])
+        return to_numpy(getattr(self._alone, wanted)(as_tensor(y, form.like, (1, -1)))[0])
 
+    @cached_property
     def _alone(self) -> BatchProblem:
-        if self._problem is None:
-            self._problem = self._workload.rows(self._index, self._index + 1).problem()
-        return self._problem
+        return self._workload.rows(self._index, self._index + 1).problem()
 
 
 @final

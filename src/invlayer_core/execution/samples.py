@@ -135,17 +135,29 @@ class SampleRecord:
         )
 
 
+def _is_as_usual(result: Any, size: int) -> bool:
+    """Whether there is nothing to convert: a quick look, as results come by the thousand."""
+    return (
+        type(result) is SolverResult
+        and type(result.success) is bool
+        and type(result.iterations) is int
+        and type(result.message) is str
+        and type(result.aux) is dict
+        and _is_vector(result.y, size)
+    )
+
+
 def _what_is_wrong(result: Any, size: int) -> str:
     """Why a result cannot be used, in one sentence; empty if it can."""
+    if _is_as_usual(result, size):
+        return ""
     if not isinstance(result, SolverResult):
         return f"solve() returned {type(result).__name__}; accepted is a SolverResult."
     try:
-        row = result.y if _is_vector(result.y, size) else torch.as_tensor(result.y)
+        row = torch.as_tensor(result.y)
     except (TypeError, ValueError, RuntimeError) as error:
         return f"SolverResult.y is not an array of numbers: {error}"
-    if isinstance(row, Tensor) and (
-        tuple(row.shape) != (size,) or row.is_complex() or row.dtype == torch.bool
-    ):
+    if tuple(row.shape) != (size,) or row.is_complex() or row.dtype == torch.bool:
         return f"SolverResult.y has shape {tuple(row.shape)} and dtype {row.dtype}, not real ({size},)."
     for name, convert in (("iterations", int), ("success", bool)):
         value = getattr(result, name)

@@ -17,7 +17,7 @@ from torch import Size, Tensor
 
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.execution.evaluation import AmongOthers, Ask, AtStart, Remembering, Row, Wanted
+from invlayer_core.execution.evaluation import AmongOthers, Ask, AtStart, Remembering, Row, RowForm, Wanted
 from invlayer_core.execution.limits import NO_LIMITS, Deadline, Limits
 from invlayer_core.execution.options import OptionRows
 from invlayer_core.execution.samples import SampleReport, report_of, to_numpy
@@ -166,16 +166,22 @@ class Workload:
             partial(ask, "second_derivative"),
         )
 
-    def row_of(self, index: int) -> tuple[tuple[Tensor, ...], Size]:
-        """θ of sample ``index`` as a batch of one, and the shape of its y."""
-        if self.y0.shape[0] == 1 or self.rowwise is None:
-            return self.theta, self.system.shape.full
-        lead = Size(1 for _ in self.system.shape.batch)
-        theta = tuple(
-            self._cut(tensor, lead, index) if rowwise else tensor
-            for tensor, rowwise in zip(self.theta, self.rowwise, strict=True)
-        )
-        return theta, lead + self.system.shape.event
+    @cached_property
+    def row_form(self) -> RowForm:
+        """What all systems have in common when each is evaluated by itself."""
+        shape = self.system.shape
+        batch = shape.batch if self.y0.shape[0] == 1 else Size(1 for _ in shape.batch)
+        plain = not self.system.needs_care
+        return RowForm(self.system.function, batch + shape.event, self.y0[:0], plain)
+
+    def args_of(self, index: int) -> tuple[Any, ...]:
+        """The args of system ``index`` as a batch of one."""
+        theta = self.theta
+        if self.rowwise is not None:
+            lead = Size(1 for _ in self.system.shape.batch)
+            pairs = zip(theta, self.rowwise, strict=True)
+            theta = tuple([self._cut(t, lead, index) if rowwise else t for t, rowwise in pairs])
+        return self.system.arguments.unflatten(theta)
 
     def alone(self, index: int) -> Ask:
         """How system ``index`` is evaluated by itself, or if need be with every other row at rest."""

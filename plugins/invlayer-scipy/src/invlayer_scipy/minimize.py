@@ -56,7 +56,7 @@ _TAKE_CONSTRAINTS: Final = ("slsqp", "trust-constr", "cobyla", "cobyqa")
 
 @final
 class Minimize(Solver):
-    """``scipy.optimize.minimize``: all of its methods, with exact gradients and Hessians where they take them.
+    """``scipy.optimize.minimize``: all its methods, with exact gradients and Hessians where they take them.
 
     Options are ``method`` (default as in SciPy: SLSQP with constraints, L-BFGS-B with bounds, BFGS
     else), ``tol``, ``jac`` (False: differences), and those of the method in SciPy's names, in one dict.

@@ -71,6 +71,8 @@ class SolveInfo:
     start : Tensor of int64
         Where the solution comes from: 0, or with ``n_starts`` the number of the start; -1 for the solution
         of the call before (``warm_start``).
+    constraints : ConstraintInfo or None
+        For problems with constraints: which are active, which weakly, and whether they are independent.
     """
 
     ok: Tensor
@@ -86,6 +88,7 @@ class SolveInfo:
     linear_solver: str = ""
     batch_reason: str = ""
     start: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    constraints: Any = None
 
 
 @final

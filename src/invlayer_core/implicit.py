@@ -79,7 +79,7 @@ class Settings:
         Return ``(y, SolveInfo)``.
     n_starts : int
         How many guesses y0 holds for each sample, ``(n_starts, *batch, *event)``. They are tried in order,
-        until one leads to a solution; ``info.start`` tells which.
+        until one leads to a solution; of minima the lowest is taken. ``info.start`` tells which it was.
     warm_start : pair ``(y, info)``, or None
         What the call before returned with ``return_info=True``: samples that converged start there, the
         others from y0 (its first guess, if there are several).
@@ -185,7 +185,8 @@ def solve_implicitly(
         jacobian = None if jacobian is None else StructuredJacobian(jacobian, outcome.structure)
         settings = replace(settings, event_dims=1)
     shape = SystemShape.of(y, settings.event_dims)
-    system = System(conditions, arguments, shape, (), jacobian, measurable, settings.compile)
+    parts = getattr(conditions, "parts", {})  # what an adjoint may need besides F, such as the objective
+    system = System(conditions, arguments, shape, (), jacobian, measurable, settings.compile, parts=parts)
     if captured:
         system = system.with_captured(captured)
     if _needs_derivative(system) or torch.is_grad_enabled():

@@ -67,7 +67,7 @@ def report_of(solve: Callable[[], SolverResult], size: int) -> SampleReport:
     wrong = _what_is_wrong(result, size)
     if wrong:
         return SampleReport(Status.WRONG_SHAPE, wrong)
-    y = result.y
+    y: Any = result.y
     return SampleReport(
         status=Status.CONVERGED if bool(result.success) else Status.NOT_CONVERGED,
         message=message_of(result),

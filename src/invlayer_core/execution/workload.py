@@ -17,7 +17,7 @@ from torch import Size, Tensor
 
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.execution.evaluation import AmongOthers, Ask, AtStart, Remembering, Row, RowForm, Wanted
+from invlayer_core.execution.evaluation import AmongOthers, Ask, AtStart, Remembering, Row, RowForm
 from invlayer_core.execution.limits import NO_LIMITS, Deadline, Limits
 from invlayer_core.execution.options import OptionRows
 from invlayer_core.execution.samples import SampleReport, report_of, to_numpy
@@ -87,8 +87,34 @@ class Workload:
     def problem(self) -> BatchProblem:
         """All systems at once."""
         return BatchProblem(
-            self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second
-        )
+            self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second,
+            {name: partial(self._part, name) for name in self.part_names},
+        )  # fmt: skip
+
+    @cached_property
+    def part_names(self) -> tuple[str, ...]:
+        """What can be asked for beside F: the parts of the system, and their Jacobians."""
+        names = tuple(self.system.parts)
+        derived = tuple(f"{name}_jacobian" for name in names if not name.endswith("_jacobian"))
+        return names + tuple(name for name in derived if name not in names)
+
+    def _part(self, name: str, y: Tensor) -> Tensor:
+        """A part, ``(B, ...)``, or its Jacobian, ``(B, m, n)``."""
+        point, count = y.reshape(self.system.shape.full), y.shape[0]
+        if name not in self.system.parts:
+            system = self.system.of_part(name.removesuffix("_jacobian"))
+            return self.derivatives.jacobian(system, point, self.theta)
+        system = self.system.of_part(name)
+        with torch.no_grad():
+            value = system.residual(point, self.theta)
+        system.check_residual(value)
+        return value.reshape(count, *value.shape[len(system.shape.batch) :]).to(y.dtype)
+
+    def everything(self, y: Tensor) -> Tensor:
+        """F and all parts at ``y`` ``(B, n)``, as one row per sample: what a solver may come to see."""
+        names = [name for name in self.system.parts if not name.endswith("_jacobian")]
+        parts = [self._part(name, y).reshape(y.shape[0], -1) for name in names]
+        return torch.cat([self._residual(y), *parts], -1)
 
     def _residual(self, y: Tensor) -> Tensor:
         shape = self.system.shape
@@ -164,6 +190,7 @@ class Workload:
             partial(ask, "residual"),
             partial(ask, "jacobian"),
             partial(ask, "second_derivative"),
+            {name: partial(ask, name) for name in self.part_names},
         )
 
     @cached_property
@@ -171,8 +198,8 @@ class Workload:
         """What all systems have in common when each is evaluated by itself."""
         shape = self.system.shape
         batch = shape.batch if self.y0.shape[0] == 1 else Size(1 for _ in shape.batch)
-        plain = not self.system.needs_care
-        return RowForm(self.system.function, batch + shape.event, self.y0[:0], plain)
+        functions = {} if self.system.needs_care else {"residual": self.system.function, **self.system.parts}
+        return RowForm(functions, batch, batch + shape.event, self.y0[:0])
 
     def args_of(self, index: int) -> tuple[Any, ...]:
         """The args of system ``index`` as a batch of one."""
@@ -210,7 +237,7 @@ class Workload:
 
 
 def _checking(ask: Ask, check: Callable[[], Any] | None, deadline: Deadline) -> Ask:
-    def checked(wanted: Wanted, y: np.ndarray) -> np.ndarray:
+    def checked(wanted: str, y: np.ndarray) -> np.ndarray:
         if check is not None:
             check()
         deadline.check()

@@ -149,8 +149,8 @@ def _by_cost(tried: Probe, count: int) -> _Choice:
 def _require_turns(workload: Workload) -> None:
     if workload.y0.shape[0] and not workload.solver.takes_turns(workload.options_of(0)):
         raise ConditionsError(
-            f"{workload.name} with options {sorted(workload.options_of(0))} holds a lock while it asks for F: "
-            "batch='lockstep' would never end. Accepted here are 'auto', 'serial', 'threads' and 'processes'."
+            f"{workload.name} with options {sorted(workload.options_of(0))} holds a lock while it asks for "
+            "F: batch='lockstep' would never end. Accepted here are 'auto', 'serial', 'threads' and 'processes'."
         )
 
 

@@ -59,6 +59,7 @@ from invlayer_core.solvers.lookup import (
     solvers,
 )
 from invlayer_core.solvers.spec import SolverSpec
+from invlayer_core.starts import starts_between
 
 __all__ = [
     "BatchProblem",
@@ -110,6 +111,7 @@ __all__ = [
     "register_solver",
     "root",
     "solvers",
+    "starts_between",
     "testing",
 ]
 

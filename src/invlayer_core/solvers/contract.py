@@ -112,6 +112,10 @@ class Solver(ABC):
         """
         return True
 
+    def renews_jacobian(self, options: Mapping[str, Any]) -> bool:
+        """Whether a ``solve`` that takes J asks for it again on its way, and not only at its start."""
+        return True
+
     def is_stackable(self, options: Mapping[str, Any]) -> bool:
         """Whether a batch may be given to a per-sample ``solve`` as one system of B·n unknowns.
 

@@ -34,6 +34,7 @@ from invlayer_core.linear.methods import LU, Krylov, LinearSolver, Lstsq
 from invlayer_core.linear.solve import SingularPolicy
 from invlayer_core.linear.sparse_lu import SparseLU, registered_linear_solver
 from invlayer_core.solvers.direct import Factor
+from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
 __all__ = ["Implicit"]
@@ -126,6 +127,7 @@ class Implicit(Adjoint):
         dead: Tensor | None,
         dead_value: float,
         factors: Sequence[Factor | None] = (),
+        iterations: Iterations | None = None,
     ) -> Tensor:
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)

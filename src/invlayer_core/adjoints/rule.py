@@ -15,7 +15,8 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.adjoints.compiled import pull_back_compiled
-from invlayer_core.adjoints.failed import answer_for_failed, out_of_harm
+from invlayer_core.adjoints.failed import out_of_harm
+from invlayer_core.adjoints.recorded import answer_for_failed
 from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import PerformanceWarning, warn_user

@@ -18,8 +18,10 @@ from torch import Size, Tensor
 from invlayer_core import _functorch
 from invlayer_core.errors import ConditionsError, UnsupportedTransformError
 from invlayer_core.execution.outcome import Outcome
+from invlayer_core.execution.recorded import RecordedIterations, not_recordable
 from invlayer_core.inputs import NumpyFunction
 from invlayer_core.leaves import EventDims
+from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments, SystemShape
 from invlayer_core.structured import Structure, matches
 
@@ -46,6 +48,16 @@ class Forward(ABC):
     @abstractmethod
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         """The solution in its full shape, and the outcome of every sample."""
+
+    def iterations(self, tensors: Sequence[Tensor], called: str) -> Iterations:
+        """The iterations of the solver, for the adjoint ``called`` so to record them.
+
+        Raises
+        ------
+        ConditionsError
+            If they cannot be recorded.
+        """
+        raise not_recordable(called, self.name)
 
     @abstractmethod
     def mapped(self, size: int, dims: Sequence[int | None]) -> Forward:
@@ -211,8 +223,17 @@ class _OpaqueSolve(torch.autograd.Function):
         return _OpaqueSolve.apply(mapped, record, *tensors), (0, 0)
 
 
-def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Outcome]:
+def run_forward(
+    forward: Forward, tensors: Sequence[Tensor], record: Iterations | None = None
+) -> tuple[Tensor, Tensor | None, Outcome]:
     """Solve, whatever transform is running.
+
+    Parameters
+    ----------
+    forward : Forward
+    tensors : sequence of Tensor
+    record : Iterations, optional
+        Of ``forward``: the solve is to run by them, on the graph.
 
     Returns
     -------
@@ -223,6 +244,9 @@ def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Te
     outcome : Outcome
         Of the whole (folded) batch, plain.
     """
+    if isinstance(record, RecordedIterations):
+        y, outcome = record.run()
+        return y, outcome.status.reshape(SystemShape.of(y, forward.event_dims).batch), outcome
     detached = [tensor.detach() for tensor in tensors]
     if not _functorch.is_active():
         with torch.no_grad(), _functorch.own_saved_tensors():

@@ -17,8 +17,10 @@ from invlayer_core.execution.forward import Forward
 from invlayer_core.execution.limits import Limits
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.plan import BatchMode, run_workload
+from invlayer_core.execution.recorded import RecordedIterations, not_recordable
 from invlayer_core.execution.workload import Derivatives, Workload
 from invlayer_core.solvers.contract import Solver
+from invlayer_core.solvers.iterations import DifferentiableSolver, Iterations
 from invlayer_core.structure import Arguments
 
 __all__ = ["RegisteredForward", "open_options"]
@@ -63,9 +65,10 @@ class RegisteredForward(Forward):
     def event_dims(self) -> int:  # type: ignore[override]
         return len(self.system.shape.event)
 
-    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+    def workload(self, tensors: Sequence[Tensor]) -> Workload:
+        """The batch with the tensors in place."""
         shape, split = self.system.shape, 1 + len(self.system.theta)
-        workload = Workload(
+        return Workload(
             name=self.name,
             kind=self.kind,
             solver=self.solver,
@@ -78,8 +81,16 @@ class RegisteredForward(Forward):
             limits=self.limits,
             todo=range(shape.count),
         )
+
+    def iterations(self, tensors: Sequence[Tensor], called: str) -> Iterations:
+        if not isinstance(self.solver, DifferentiableSolver):
+            raise not_recordable(called, self.name)
+        return RecordedIterations(self, self.solver, tuple(tensors))
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        shape, workload = self.system.shape, self.workload(tensors)
         if self.solver.batched:
-            (options,) = self.options.unflatten(workload.option_tensors)
+            options = workload.shared_options
             outcome = run_batched(self.solver, workload.problem(), workload.y0, options)
         else:
             self._check_option_tensors(workload.option_tensors)

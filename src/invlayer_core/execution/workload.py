@@ -32,10 +32,14 @@ Wanted = Literal["residual", "jacobian", "second_derivative"]
 @final
 @dataclass(frozen=True)
 class Derivatives:
-    """How J, and F″ of scalar equations, are taken: functions of ``(system, y, theta)``."""
+    """How J, and F″ of scalar equations, are taken: functions of ``(system, y, theta)``.
+
+    ``linearized`` gives F and J, from one evaluation, on the graph or not.
+    """
 
     jacobian: Callable[[System, Tensor, Sequence[Tensor]], Tensor]
     second: Callable[[System, Tensor, Sequence[Tensor]], Tensor]
+    linearized: Callable[[System, Tensor, Sequence[Tensor], bool], tuple[Tensor, Tensor]]
 
 
 @final
@@ -64,6 +68,8 @@ class Workload:
         The rows to solve.
     first : int
         The number of row 0 in the user's batch.
+    recorded : bool
+        Whether what the problem gives hangs on the graph.
     """
 
     name: str
@@ -79,17 +85,34 @@ class Workload:
     rowwise: tuple[bool, ...] | None = None
     todo: range = field(default=range(0))
     first: int = 0
+    recorded: bool = False
+
+    @property
+    def shared_options(self) -> dict[str, Any]:
+        """The options of a batched solver, tensors for all samples among them."""
+        (options,) = self.options.unflatten(self.option_tensors)
+        return dict(options)
 
     def problem(self) -> BatchProblem:
         """All systems at once."""
         return BatchProblem(
-            self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second
-        )
+            self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second,
+            self._linearized,
+        )  # fmt: skip
 
     def _residual(self, y: Tensor) -> Tensor:
         shape = self.system.shape
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.recorded and torch.is_grad_enabled()):
             residual = self.system.residual(y.reshape(shape.full), self.theta)
+        return self._checked(residual, y)
+
+    def _linearized(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        point = y.reshape(self.system.shape.full)
+        residual, blocks = self.derivatives.linearized(self.system, point, self.theta, self.recorded)
+        return self._checked(residual, y), blocks
+
+    def _checked(self, residual: Tensor, y: Tensor) -> Tensor:
+        shape = self.system.shape
         self.system.check_residual(residual)
         if residual.numel() != y.numel():
             raise ConditionsError(

@@ -115,9 +115,16 @@ class BatchProblem(Problem):
     residual_function: Callable[[Tensor], Tensor]
     jacobian_function: Callable[[Tensor], Tensor]
     second_derivative_function: Callable[[Tensor], Tensor] | None = None
+    linearized_function: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def residual(self, y: Tensor) -> Tensor:
         return self.residual_function(y)
+
+    def linearized(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """F(y) and ∂F/∂y, from one evaluation of F."""
+        if self.linearized_function is None:
+            return self.residual(y), self.jacobian(y)
+        return self.linearized_function(y)
 
     def jacobian(self, y: Tensor) -> Tensor:
         return self.jacobian_function(y)

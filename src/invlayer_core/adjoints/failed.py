@@ -42,7 +42,7 @@ def out_of_harm(
 def recorded_out_of_harm(
     system: System, y: Tensor, dead: Tensor, theta: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """As :func:`out_of_harm`, for what autograd records: the derivative of a row stays with its own sample."""
+    """As :func:`out_of_harm`, for autograd to record: the derivative of a row stays with its own sample."""
     safe, tamed = out_of_harm(system, y.detach(), dead, [tensor.detach() for tensor in theta])
     pairs = zip(theta, tamed, strict=True)
     return safe, tuple(with_derivative_of(own, value) if _is_inexact(own) else own for own, value in pairs)

@@ -66,7 +66,7 @@ class RecordedIterations(Iterations):
         self, system: System, start: Tensor, theta: Sequence[Tensor]
     ) -> tuple[BatchProblem, Tensor, dict[str, Any]]:
         options = self.tensors[1 + len(self.forward.system.theta) :]
-        forward = replace(self.forward, system=system)
+        forward = replace(self.forward, system=replace(system, parts=self.forward.system.parts))
         workload = replace(forward.workload((start, *theta, *options)), recorded=True)
         return workload.problem(), workload.y0, workload.shared_options
 
@@ -83,9 +83,10 @@ def not_recordable(called: str, name: str) -> ConditionsError:
     """The error for an adjoint that needs the iterations of a solver that autograd cannot record."""
     able = sorted({row.name for row in get_registry().solvers() if _is_differentiable(row)})
     return ConditionsError(
-        f"adjoint={called} came with solver {name!r}: it differentiates through the iterations of the solver, "
-        "and autograd cannot record those of this one. Accepted are solvers written in differentiable torch "
-        f"(a DifferentiableSolver): {', '.join(able)}. For any other solver take adjoint=Implicit()."
+        f"adjoint={called} came with solver {name!r}: it differentiates through the solver's "
+        "iterations, and autograd cannot record those of this one. Accepted are solvers written in "
+        f"differentiable torch (a DifferentiableSolver): {', '.join(able)}. For any other take "
+        "adjoint=Implicit()."
     )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, final
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Size, Tensor
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Derivatives", "Wanted", "Workload"]
 
-Wanted = Literal["residual", "jacobian", "second_derivative"]
+Wanted = str
+"""What a solver asks for: a method of :class:`Problem` that takes y."""
 
 
 @final
@@ -97,19 +99,55 @@ class Workload:
         """All systems at once."""
         return BatchProblem(
             self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second,
-            self._linearized,
+            {name: partial(self._part, name) for name in self.part_names}, self._linearized,
         )  # fmt: skip
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """What can be asked for beside F: the parts of the system, and their Jacobians."""
+        names = tuple(self.system.parts)
+        derived = tuple(f"{name}_jacobian" for name in names if not name.endswith("_jacobian"))
+        return names + tuple(name for name in derived if name not in names)
+
+    def _part(self, name: str, y: Tensor) -> Tensor:
+        """A part, ``(B, ...)``, or its Jacobian, ``(B, m, n)``."""
+        point, count = y.reshape(self.system.shape.full), y.shape[0]
+        if name not in self.system.parts:
+            system = self.system.of_part(name.removesuffix("_jacobian"))
+            return self.derivatives.jacobian(system, point, self.theta)
+        system = self.system.of_part(name)
+        with self._recording():
+            value = system.residual(point, self.theta)
+        system.check_residual(value)
+        return value.reshape(count, *value.shape[len(system.shape.batch) :]).to(y.dtype)
+
+    def everything(self, y: Tensor) -> Tensor:
+        """F and all parts at ``y`` ``(B, n)``, as one row per sample: what a solver may come to see."""
+        names = [name for name in self.system.parts if not name.endswith("_jacobian")]
+        parts = [self._part(name, y).reshape(y.shape[0], -1) for name in names]
+        return torch.cat([self._residual(y), *parts], -1)
 
     def _residual(self, y: Tensor) -> Tensor:
         shape = self.system.shape
-        with torch.set_grad_enabled(self.recorded and torch.is_grad_enabled()):
+        with self._recording():
             residual = self.system.residual(y.reshape(shape.full), self.theta)
         return self._checked(residual, y)
 
-    def _linearized(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _recording(self) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(self.recorded and torch.is_grad_enabled())
+
+    def _linearized(self, name: str, y: Tensor) -> tuple[Tensor, Tensor]:
+        """F or a part, with its Jacobian."""
         point = y.reshape(self.system.shape.full)
-        residual, blocks = self.derivatives.linearized(self.system, point, self.theta, self.recorded)
-        return self._checked(residual, y), blocks
+        if name == "residual":
+            value, blocks = self.derivatives.linearized(self.system, point, self.theta, self.recorded)
+            return self._checked(value, y), blocks
+        if f"{name}_jacobian" in self.system.parts:  # the user's own
+            return self._part(name, y), self._part(f"{name}_jacobian", y)
+        system = self.system.of_part(name)
+        value, blocks = self.derivatives.linearized(system, point, self.theta, self.recorded)
+        system.check_residual(value)
+        return value.reshape(y.shape[0], -1).to(y.dtype), blocks
 
     def _checked(self, residual: Tensor, y: Tensor) -> Tensor:
         shape = self.system.shape
@@ -179,6 +217,7 @@ class Workload:
             lambda y: ask("residual", y),
             lambda y: ask("jacobian", y),
             lambda y: ask("second_derivative", y),
+            {name: partial(ask, name) for name in self.part_names},
         )
 
     def alone(self, index: int) -> Callable[[Wanted, np.ndarray], np.ndarray]:

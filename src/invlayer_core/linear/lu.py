@@ -186,8 +186,8 @@ def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool
     if not (recorded or _functorch.in_forward_mode()) and not _functorch.is_active():
         return _Solve.forward(blocks, rhs, factors.factors, factors.pivots, transpose)
     if _functorch.is_mapped_by_autograd(rhs) or _functorch.forward_mode_depth() >= 2:
-        # Autograd's own mapping drops the graph inside a custom Function, and nested forward mode its tangents,
-        # both without a word.
+        # Autograd's own mapping drops the graph inside a custom Function, and nested forward mode its
+        # tangents, both without a word.
         return solve_recorded(blocks.mT if transpose else blocks, rhs)
     result: Tensor = _Solve.apply(blocks, rhs, factors.factors, factors.pivots, transpose)
     return result

@@ -7,13 +7,18 @@ from invlayer_core.solvers import SolverSpec, hookimpl
 
 __all__ = ["register_solver"]
 
+_EQUATIONS = ("root", "fixed_point")
+
 
 @hookimpl
-def register_solver() -> SolverSpec:
+def register_solver() -> list[SolverSpec]:
     """Describe the torch solvers; see :meth:`invlayer_core.solvers.SolverHooks.register_solver`."""
-    return SolverSpec(
-        name="torch.newton",
-        factory="invlayer_core.native.newton:Newton",
-        kinds=("root", "fixed_point"),
-        batched=True,
-    )
+    return [
+        _spec("torch.newton", "newton:Newton", _EQUATIONS),
+        _spec("torch.anderson", "anderson:Anderson", _EQUATIONS),
+        _spec("torch.broyden", "broyden:Broyden", _EQUATIONS),
+    ]
+
+
+def _spec(name: str, where: str, kinds: tuple[str, ...]) -> SolverSpec:
+    return SolverSpec(name=name, factory=f"invlayer_core.native.{where}", kinds=kinds, batched=True)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from invlayer_core.solvers.contract import BatchProblem, SolverResult
-from invlayer_core.solvers.iterations import DifferentiableSolver, any_sample
+from invlayer_core.solvers.iterations import DifferentiableSolver, any_sample, may_have
 
-__all__ = ["IterativeSolver", "Options", "State"]
+__all__ = ["IterativeSolver", "Options", "State", "pick", "shortened"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class IterativeSolver(DifferentiableSolver):
         for k in range(settings.maxiter):
             if k % every == 0 and not any_sample(active):
                 break
-            state = _merged(active, self.step(problem, state, settings), state)
+            new = self.step(problem, state, settings)
+            state = _merged(active, new, state) if may_have(~active) else new
             iterations = iterations + active
             active = active & ~(state.converged | state.failed)
         return SolverResult(
@@ -115,16 +116,24 @@ class IterativeSolver(DifferentiableSolver):
         return self.Options(**options)
 
 
+def pick(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """``one`` in the rows where the mask holds, ``other`` elsewhere."""
+    return torch.where(mask.reshape(-1, *(1 for _ in range(one.ndim - 1))), one, other)
+
+
+def shortened(scale: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The minimum of the parabola through ‖F‖² and its slope at 0 and ‖F‖² at ``scale``; within limits."""
+    change = (after / before).square() - 1
+    least = scale.square() / (change + 2 * scale)
+    return torch.where(least.isfinite(), least.clamp(0.1 * scale, 0.5 * scale), 0.1 * scale)
+
+
 def _merged(active: Tensor, new: S, old: S) -> S:
-    """``new`` in the rows of active samples, ``old`` in the others."""
-    if isinstance(new, Tensor) and isinstance(old, Tensor):
-        mask = active.reshape(-1, *(1 for _ in range(new.ndim - 1)))
-        return torch.where(mask, new, old)
+    """``new`` in the rows of active samples, ``old`` in the others; what is no tensor is all samples' own."""
     assert is_dataclass(new)
-    assert is_dataclass(old)
-    merged = {
-        field.name: _merged(active, getattr(new, field.name), getattr(old, field.name))
-        for field in fields(new)
-    }
+    merged = {}
+    for field in fields(new):
+        one, other = getattr(new, field.name), getattr(old, field.name)
+        merged[field.name] = pick(active, one, other) if isinstance(one, Tensor) and one is not other else one
     result: S = replace(new, **merged)
     return result

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invlayer_core.linear.lu import LUFactors, lu_factor, lu_solve
 from invlayer_core.native import iterative
-from invlayer_core.native.iterative import IterativeSolver
+from invlayer_core.native.iterative import IterativeSolver, pick, shortened
 from invlayer_core.solvers.contract import BatchProblem
 from invlayer_core.solvers.iterations import may_have
 
@@ -79,9 +79,9 @@ class Newton(IterativeSolver):
         fallen = size <= state.size * (1 + 4 * torch.finfo(size.dtype).eps)
         accepted = finite & (fallen | (state.shortened >= options.backtracks))
         new, regular = _newton_step(blocks, residual)
-        step = _pick(accepted, new, state.step)
-        y = _pick(accepted, state.trial, state.y)
-        scale = torch.where(accepted, 1.0, _shorter(state.scale, state.size, size))
+        step = pick(accepted, new, state.step)
+        y = pick(accepted, state.trial, state.y)
+        scale = torch.where(accepted, 1.0, shortened(state.scale, state.size, size))
         small = step.detach().abs().amax(-1) <= self._xtol(options, y) * y.detach().abs().amax(-1)
         converged = accepted & ((small & regular) | (size == 0))
         progress = size < _PROGRESS * state.best
@@ -89,7 +89,7 @@ class Newton(IterativeSolver):
         # Nowhere to go: F is not finite where the sample starts, or wherever its step leads.
         lost = ~finite & ((state.size == torch.inf) | (state.shortened >= options.backtracks))
         failed = ~converged & (lost | (waiting > options.backtracks + _PATIENCE))
-        trial = _pick(failed, y, y - scale.unsqueeze(-1) * step)
+        trial = pick(failed, y, y - scale.unsqueeze(-1) * step)
         return _State(
             y=y,
             converged=converged,
@@ -104,24 +104,13 @@ class Newton(IterativeSolver):
         )
 
     def finish(self, state: _State) -> Tensor:
-        return _pick(state.trial.isfinite().all(-1), state.trial, state.y)
+        return pick(state.trial.isfinite().all(-1), state.trial, state.y)
 
     def near(self, options: _Options) -> _Options:
         return dataclasses.replace(options, backtracks=0)
 
     def _xtol(self, options: _Options, y: Tensor) -> float:
         return torch.finfo(y.dtype).eps ** 0.55 if options.xtol is None else options.xtol
-
-
-def _pick(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(mask.unsqueeze(-1), one, other)
-
-
-def _shorter(scale: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """The minimum of the parabola through ‖F‖² and its slope at 0 and ‖F‖² at ``scale``; within limits."""
-    change = (after / before).square() - 1
-    least = scale.square() / (change + 2 * scale)
-    return torch.where(least.isfinite(), least.clamp(0.1 * scale, 0.5 * scale), 0.1 * scale)
 
 
 def _newton_step(blocks: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:

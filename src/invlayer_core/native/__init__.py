@@ -8,6 +8,7 @@ from invlayer_core.solvers import SolverSpec, hookimpl
 __all__ = ["register_solver"]
 
 _EQUATIONS = ("root", "fixed_point")
+_RESIDUALS = ("least_squares",)
 
 
 @hookimpl
@@ -17,6 +18,9 @@ def register_solver() -> list[SolverSpec]:
         _spec("torch.newton", "newton:Newton", _EQUATIONS),
         _spec("torch.anderson", "anderson:Anderson", _EQUATIONS),
         _spec("torch.broyden", "broyden:Broyden", _EQUATIONS),
+        _spec("torch.gauss_newton", "gauss_newton:GaussNewton", _RESIDUALS),
+        _spec("torch.levenberg_marquardt", "levenberg_marquardt:LevenbergMarquardt", _RESIDUALS),
+        _spec("torch.dogleg", "dogleg:Dogleg", _RESIDUALS),
     ]
 
 

@@ -32,7 +32,14 @@ from invlayer_core.functional import (
     root,
 )
 from invlayer_core.inputs import from_numpy
-from invlayer_core.layers import FixedPointLayer, InverseLayer, RootLayer
+from invlayer_core.layers import (
+    FixedPointLayer,
+    InverseLayer,
+    LeastSquaresLayer,
+    MinimizeLayer,
+    NLPLayer,
+    RootLayer,
+)
 from invlayer_core.solvers.contract import (
     BatchProblem,
     Problem,
@@ -64,8 +71,11 @@ __all__ = [
     "InverseLayer",
     "InvlayerError",
     "LayerReport",
+    "LeastSquaresLayer",
     "LinearSolverSpec",
+    "MinimizeLayer",
     "Multipliers",
+    "NLPLayer",
     "PerformanceWarning",
     "Problem",
     "RootLayer",

@@ -21,7 +21,7 @@ from invlayer_core.execution.workload import Derivatives
 from invlayer_core.implicit import OnFailure, Settings, Solution, find_captured, solve_implicitly
 from invlayer_core.inputs import check_devices, is_real_tensor, working_precision
 from invlayer_core.jacobians.linearize import linearize
-from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.jacobians.per_sample import blocks_by_columns, per_sample_blocks
 from invlayer_core.leaves import EventDims
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.solvers.direct import is_factors
@@ -169,7 +169,10 @@ def _find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
 
 def _solver_jacobian(system: System, y: Tensor, theta: Any) -> Tensor:
     """J for a forward solver: no gradient is recorded, and mixing samples only costs it speed."""
-    return per_sample_blocks(linearize(system, y.detach(), theta)).detach()
+    linearization = linearize(system, y.detach(), theta)
+    tall = linearization.value.numel() > y.numel() and system.jacobian is None
+    blocks = blocks_by_columns(linearization) if tall else per_sample_blocks(linearization)
+    return blocks.detach()
 
 
 def _solver_second_derivative(system: System, y: Tensor, theta: Any) -> Tensor:

@@ -21,6 +21,7 @@ def register_solver() -> list[SolverSpec]:
         _spec("torch.gauss_newton", "gauss_newton:GaussNewton", _RESIDUALS),
         _spec("torch.levenberg_marquardt", "levenberg_marquardt:LevenbergMarquardt", _RESIDUALS),
         _spec("torch.dogleg", "dogleg:Dogleg", _RESIDUALS),
+        _spec("torch.lbfgs", "lbfgs:LBFGS", ("minimize", *_RESIDUALS)),
     ]
 
 

@@ -19,11 +19,10 @@ __all__ = ["Dogleg"]
 class _Options(least_squares.Options):
     """``options=`` of ``torch.dogleg``.
 
-    Those of all least-squares solvers, and radius : the trust region at the start, in the lengths of the
-    columns of J; infinite where the first step is to be that of Gauss–Newton.
+    Those of all least-squares solvers, and radius : the trust region at the start, times ‖D y0‖ (or 1).
     """
 
-    radius: float = torch.inf
+    radius: float = 10.0
 
 
 @final
@@ -41,8 +40,9 @@ class Dogleg(LeastSquares):
     name: ClassVar[str] = "torch.dogleg"
     Options: ClassVar[type[iterative.Options]] = _Options
 
-    def first_control(self, options: _Options) -> float:
-        return options.radius
+    def first_control(self, y: Tensor, gram: Tensor, options: _Options) -> Tensor:
+        size = (y * _lengths(gram)).norm(dim=-1)
+        return options.radius * torch.where(size > 0, size, torch.ones_like(size))
 
     def next_control(self, state: State, gain: Tensor, accepted: Tensor, options: _Options) -> Tensor:
         if not options.safeguard:

@@ -25,8 +25,8 @@ class GaussNewton(LeastSquares):
 
     name: ClassVar[str] = "torch.gauss_newton"
 
-    def first_control(self, options: Options) -> float:
-        return 1.0
+    def first_control(self, y: Tensor, gram: Tensor, options: Options) -> Tensor:
+        return torch.ones_like(y[:, 0])
 
     def next_control(self, state: State, gain: Tensor, accepted: Tensor, options: Options) -> Tensor:
         return torch.where(accepted, 1.0, 0.25 * state.control)

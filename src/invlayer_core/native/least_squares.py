@@ -35,9 +35,9 @@ _PROGRESS = 0.99
 class Options(iterative.Options):
     """What every least-squares solver takes.
 
-    maxiter : most evaluations of r and J. xtol : a sample has converged once the error that its step leaves is
-    shorter than ``xtol * max|y|``; the default is eps^0.75. safeguard : whether steps that raise the cost are
-    taken back; without, each iteration is a full step.
+    maxiter : most evaluations of r and J. xtol : a sample has converged once the error that its step leaves
+    is shorter than ``xtol * max|y|``; the default is eps^0.75. safeguard : whether steps that raise the cost
+    are taken back; without, each iteration is a full step.
     """
 
     xtol: float | None = None
@@ -57,6 +57,7 @@ class State(iterative.State):
     control: Tensor
     best: Tensor
     waiting: Tensor
+    iteration: int
 
 
 class LeastSquares(IterativeSolver):
@@ -65,8 +66,8 @@ class LeastSquares(IterativeSolver):
     Options: ClassVar[type[iterative.Options]] = Options
 
     @abstractmethod
-    def first_control(self, options: Any) -> float:
-        """The control before the first step."""
+    def first_control(self, y: Tensor, gram: Tensor, options: Any) -> Tensor:
+        """The control of the first step, ``(B,)``."""
 
     @abstractmethod
     def next_control(self, state: Any, gain: Tensor, accepted: Tensor, options: Any) -> Tensor:
@@ -83,7 +84,7 @@ class LeastSquares(IterativeSolver):
         return State(
             y=y0, converged=none, failed=none, trial=y0, step=torch.zeros_like(y0), gram=gram,
             slope=torch.zeros_like(y0), cost=far, length=torch.zeros_like(far),
-            control=torch.full_like(far, self.first_control(options)), best=far, waiting=none.long(),
+            control=far, best=far, waiting=none.long(), iteration=0,
         )  # fmt: skip
 
     def step(self, problem: BatchProblem, state: Any, options: Any) -> Any:
@@ -92,25 +93,25 @@ class LeastSquares(IterativeSolver):
         gram, slope = transposed @ blocks, (transposed @ residuals.unsqueeze(-1)).squeeze(-1)
         with torch.no_grad():
             cost = 0.5 * residuals.square().sum(-1)
-            first = state.cost == torch.inf
-            promised = _promised(state)
-            gain = (state.cost - cost) / promised
-            # Near the solution rounding decides whether the cost falls.
-            fallen = cost <= state.cost * (1 + 4 * torch.finfo(cost.dtype).eps)
-            finite = cost.isfinite()
-            accepted = finite & fallen if options.safeguard else finite
-            control = torch.where(first, state.control, self.next_control(state, gain, accepted, options))
+            accepted = cost.isfinite()
+            if state.iteration == 0:
+                control = self.first_control(state.trial, gram, options)
+            else:
+                if options.safeguard:  # near the solution rounding decides whether the cost falls
+                    accepted &= cost <= state.cost * (1 + 4 * torch.finfo(cost.dtype).eps)
+                gain = (state.cost - cost) / _promised(state)
+                control = self.next_control(state, gain, accepted, options)
         if may_have(~accepted):
             y, gram = pick(accepted, state.trial, state.y), pick(accepted, gram, state.gram)
             slope, cost = pick(accepted, slope, state.slope), torch.where(accepted, cost, state.cost)
         else:
             y = state.trial
         step = self.model_step(gram, slope, control, options)
-        return self._judged(state, y, step, gram, slope, cost, control, accepted, finite, options)
+        return self._judged(state, y, step, gram, slope, cost, control, accepted, options)
 
     def _judged(
         self, state: Any, y: Tensor, step: Tensor, gram: Tensor, slope: Tensor, cost: Tensor,
-        control: Tensor, accepted: Tensor, finite: Tensor, options: Any,
+        control: Tensor, accepted: Tensor, options: Any,
     ) -> Any:  # fmt: skip
         """The next state: which samples have converged, which give up."""
         with torch.no_grad():
@@ -124,8 +125,7 @@ class LeastSquares(IterativeSolver):
             converged &= accepted & step.isfinite().all(-1)
             progress = cost < _PROGRESS * state.best
             waiting = torch.where(progress, 0, state.waiting + 1)
-            failed = ~finite & (state.cost == torch.inf)
-            failed |= ~converged & (waiting > _PATIENCE)
+            failed = ~converged & (waiting > _PATIENCE) if state.iteration else ~accepted
             best = torch.where(progress, cost, state.best)
         trial = y - step
         if may_have(failed):
@@ -134,6 +134,7 @@ class LeastSquares(IterativeSolver):
             state, y=pick(converged, trial, y) if may_have(converged) else y, converged=converged,
             failed=failed, trial=trial, step=step, gram=gram, slope=slope, cost=cost,
             length=torch.where(accepted, length, 0.0), control=control, best=best, waiting=waiting,
+            iteration=state.iteration + 1,
         )  # fmt: skip
 
     def finish(self, state: Any) -> Tensor:

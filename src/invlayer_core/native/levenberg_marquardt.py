@@ -44,8 +44,8 @@ class LevenbergMarquardt(LeastSquares):
     name: ClassVar[str] = "torch.levenberg_marquardt"
     Options: ClassVar[type[iterative.Options]] = _Options
 
-    def first_control(self, options: _Options) -> float:
-        return options.damping
+    def first_control(self, y: Tensor, gram: Tensor, options: _Options) -> Tensor:
+        return torch.full_like(y[:, 0], options.damping)
 
     def next_control(self, state: State, gain: Tensor, accepted: Tensor, options: _Options) -> Tensor:
         if not options.safeguard:

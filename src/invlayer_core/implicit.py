@@ -168,6 +168,7 @@ def solve_implicitly(
             )  # fmt: skip
     adjoint, watched = settings.adjoint, torch.is_grad_enabled() or _functorch.in_forward_mode()
     iterations = forward.iterations(tensors, repr(adjoint)) if adjoint.needs_iterations else None
+    resolve = forward.resolver(tensors, repr(adjoint)) if adjoint.needs_resolve else None
     with outside_inference_mode():
         record = iterations if adjoint.records_solve and watched else None
         y, claimed, outcome = run_forward(forward, tensors, record)
@@ -195,7 +196,7 @@ def solve_implicitly(
     else:  # nothing to measure: it holds where the solver itself has no doubts
         holds = outcome.without_doubts and all_hold(flat, torch.zeros_like(flat), settings.atol)
     if holds and not settings.return_info:
-        y = _attach(system, y, None, settings, outcome, iterations)
+        y = _attach(system, y, None, settings, outcome, iterations, resolve)
         return Solution(y, None, outcome)  # no one asked for more
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
     if measured is not None and not holds:
@@ -204,7 +205,7 @@ def solve_implicitly(
     info = _info(verdict, outcome, forward, steps, settings.adjoint.describe(system.shape, y.dtype))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    return Solution(_attach(system, y, dead, settings, outcome, iterations), info, outcome)
+    return Solution(_attach(system, y, dead, settings, outcome, iterations, resolve), info, outcome)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
@@ -275,6 +276,7 @@ def _attach(
     settings: Settings,
     outcome: Outcome,
     iterations: Iterations | None,
+    resolve: Callable[[System, Tensor], Tensor] | None,
 ) -> Tensor:
     if not _needs_derivative(system):
         return y
@@ -282,7 +284,7 @@ def _attach(
     dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
     if iterations is not None:
         iterations = iterations.with_recorded(outcome.recorded)
-    return settings.adjoint.attach(system, y, dead, dead_value, factors, iterations)
+    return settings.adjoint.attach(system, y, dead, dead_value, factors, iterations, resolve)
 
 
 def _needs_derivative(system: System) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -26,10 +26,17 @@ class Adjoint(ABC):
         Whether it differentiates through iterations of the solver, which autograd then has to record.
     records_solve : bool
         Whether it is the solve itself that is to be recorded.
+    needs_resolve : bool
+        Whether it solves other systems by the solver of the forward.
     """
 
     needs_iterations: ClassVar[bool] = False
     records_solve: ClassVar[bool] = False
+
+    @property
+    def needs_resolve(self) -> bool:
+        """False, unless an adjoint says otherwise."""
+        return False
 
     @abstractmethod
     def attach(
@@ -40,6 +47,7 @@ class Adjoint(ABC):
         dead_value: float,
         factors: Sequence[Factor | None] = (),
         iterations: Iterations | None = None,
+        resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """``y`` again, now a differentiable function of ``system.theta``.
 
@@ -56,6 +64,8 @@ class Adjoint(ABC):
             One per sample: the Jacobian near y, factorised by the forward solve; empty if it has none.
         iterations : Iterations or None
             Those of the forward solver, if ``needs_iterations``.
+        resolve : callable or None
+            Solves another system from a guess, by the same solver, if ``needs_resolve``.
         """
 
     def describe(self, shape: SystemShape, dtype: torch.dtype) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from invlayer_core import _functorch
 from invlayer_core.errors import UnsupportedTransformError
 
-__all__ = ["first_order_only", "refuse_nested_forward_mode"]
+__all__ = ["first_order_only", "refuse_nested_forward_mode", "without_second_derivative"]
 
 
 def first_order_only(theta: Sequence[Tensor], called: str) -> tuple[Tensor, ...]:
@@ -29,6 +29,12 @@ def first_order_only(theta: Sequence[Tensor], called: str) -> tuple[Tensor, ...]
         else tensor
         for tensor in theta
     )
+
+
+def without_second_derivative(derivative: Tensor, point: Tensor, called: str) -> Tensor:
+    """A first derivative at ``point``, by which it may be asked for another, and then raises."""
+    result: Tensor = _functorch.apply(_Never, derivative, point, called)
+    return result
 
 
 def refuse_nested_forward_mode(called: str) -> None:

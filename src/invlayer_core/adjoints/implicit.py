@@ -12,7 +12,7 @@ differentiates y*(θ) in it by the same rule, so derivatives of every order are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final, get_args
 
@@ -128,6 +128,7 @@ class Implicit(Adjoint):
         dead_value: float,
         factors: Sequence[Factor | None] = (),
         iterations: Iterations | None = None,
+        resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -82,6 +82,7 @@ class Phantom(Adjoint):
         dead_value: float,
         factors: Sequence[Factor | None] = (),
         iterations: Iterations | None = None,
+        resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         length = self._step_length(system)
         if dead is not None and bool(_functorch.plain(dead).all()):

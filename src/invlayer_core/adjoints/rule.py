@@ -139,6 +139,10 @@ class ImplicitRule:
             y, theta = out_of_harm(self.system, y, dead, theta)
         return linearize(self.system, y, theta, wanted, create_graph=create_graph)
 
+    def solve(self, linearization: Linearization, blocks: Tensor, rhs: Tensor) -> Tensor:
+        """x with ``blocks x = rhs``, singular samples answered by the policy."""
+        return self._solve(linearization, blocks, rhs, None, transpose=False)[0]
+
     def _solve(
         self,
         linearization: Linearization,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -71,6 +71,7 @@ class Truncated(Adjoint):
         dead_value: float,
         factors: Sequence[Factor | None] = (),
         iterations: Iterations | None = None,
+        resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         assert iterations is not None
         if dead is not None and bool(_functorch.plain(dead).all()):

@@ -16,6 +16,7 @@ import torch
 from torch import Size, Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, UnsupportedTransformError
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.recorded import RecordedIterations, not_recordable
@@ -58,6 +59,19 @@ class Forward(ABC):
             If they cannot be recorded.
         """
         raise not_recordable(called, self.name)
+
+    def resolver(self, tensors: Sequence[Tensor], called: str) -> Callable[[System, Tensor], Tensor]:
+        """A function ``(system, start) -> y`` that solves other systems by the same solver.
+
+        Raises
+        ------
+        ConditionsError
+            If the solver knows no other system than its own.
+        """
+        raise ConditionsError(
+            f"adjoint={called} came with {self.name!r}, a function of your own, which cannot be given "
+            "another objective. Accepted is a registered solver, by its name; or resolve=False."
+        )
 
     @abstractmethod
     def mapped(self, size: int, dims: Sequence[int | None]) -> Forward:

@@ -13,7 +13,7 @@ from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.batched import run_batched
-from invlayer_core.execution.forward import Forward
+from invlayer_core.execution.forward import Forward, run_forward
 from invlayer_core.execution.limits import Limits
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.plan import BatchMode, run_workload
@@ -86,6 +86,15 @@ class RegisteredForward(Forward):
         if not isinstance(self.solver, DifferentiableSolver):
             raise not_recordable(called, self.name)
         return RecordedIterations(self, self.solver, tuple(tensors))
+
+    def resolver(self, tensors: Sequence[Tensor], called: str) -> Callable[[System, Tensor], Tensor]:
+        options = tensors[1 + len(self.system.theta) :]
+
+        def resolve(system: System, start: Tensor) -> Tensor:
+            forward = replace(self, system=system)
+            return run_forward(forward, (start, *system.theta, *options))[0]
+
+        return resolve
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         shape, workload = self.system.shape, self.workload(tensors)

@@ -131,8 +131,8 @@ class LBFGS(IterativeSolver):
     def iterate(self, problem: BatchProblem, y0: Tensor, options: Mapping[str, Any], steps: int) -> Tensor:
         raise ConditionsError(
             f"{self.name}: its iterations from a solution say nothing of the derivative, as it knows "
-            "curvature from the way there alone. Accepted with it are adjoint=Unrolled(), Implicit() and DLM(); for "
-            "Truncated take a least-squares solver, such as torch.gauss_newton."
+            "curvature from the way there alone. Accepted with it are adjoint=Unrolled(), Implicit() and "
+            "DLM(); for Truncated take a least-squares solver, such as torch.gauss_newton."
         )
 
 

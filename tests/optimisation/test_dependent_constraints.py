@@ -5,10 +5,9 @@ as quadratic programs
 
     min 0.05 ‖z‖² − pᵀz   such that   A z = 1,  z ≥ 0,
 
-where A says that every cell, row, column and block holds each digit once: 64 equations of rank 40. At a solved
-puzzle z is a vertex, and its derivative zero; the "fractional" ones have optima inside a face, and derivatives
-from the projection onto it, computed with 40 digits.
-from the projection onto it, computed with 40 digits.
+where A says that every cell, row, column and block holds each digit once: 64 equations of rank 40. At a
+solved puzzle z is a vertex, and its derivative zero; the "fractional" ones have optima inside a face, and
+derivatives from the projection onto it, computed with 40 digits.
 """
 
 from __future__ import annotations

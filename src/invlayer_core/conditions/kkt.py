@@ -112,6 +112,10 @@ class Program:
             parts["upper"] = _upper
         return parts
 
+    def fixed(self, *args: Any) -> Tensor | None:
+        """Which unknowns have lower = upper, where there are both bounds; broadcasts to y."""
+        return args[-2] == args[-1] if self.lower and self.upper else None
+
     def constraints(self, y: Tensor, *args: Any) -> list[Tensor]:
         """h, c, y − lower and upper − y, each ``(*batch, k)``; empty ones where there are none."""
         none = y[..., :0]
@@ -190,8 +194,8 @@ class KKTConditions:
         rows = [complementarity(inequal, multipliers.inequalities, scale, self.activity)]
         lower = complementarity(below, multipliers.lower, scale, self.activity)
         upper = complementarity(above, multipliers.upper, scale, self.activity)
-        if self.program.lower and self.program.upper:  # lower = upper is an equation, and not two
-            fixed = (args[-2] == args[-1]).expand_as(below)
+        if (fixed := self.program.fixed(*args)) is not None:  # an equation, and not two
+            fixed = fixed.expand_as(below)
             lower = torch.where(fixed, below, lower)
             upper = torch.where(fixed, multipliers.upper, upper)
         return torch.cat([stationarity, equal, *rows, lower, upper], -1)

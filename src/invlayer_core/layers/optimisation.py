@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack, final
+from typing import Any, Unpack, cast, final
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ from invlayer_core.functional.optimisation import least_squares, minimize
 from invlayer_core.functional.program import nlp
 
 __all__ = ["LeastSquaresLayer", "MinimizeLayer", "NLPLayer"]
+
+
+def _merged(own: CommonKeywords, given: CommonKeywords) -> CommonKeywords:
+    """The layer's keywords, with those of a call in their place."""
+    return cast(CommonKeywords, {**own, **given})
 
 
 @final
@@ -57,7 +62,7 @@ class MinimizeLayer(torch.nn.Module):
             solver=self.solver,
             options=self.options,
             hessian=self.hessian,
-            **{**self.keywords, **keywords},
+            **_merged(self.keywords, keywords),
         )
 
 
@@ -94,7 +99,7 @@ class LeastSquaresLayer(torch.nn.Module):
             options=self.options,
             jacobian=self.jacobian,
             hessian=self.hessian,
-            **{**self.keywords, **keywords},
+            **_merged(self.keywords, keywords),
         )
 
 
@@ -145,5 +150,5 @@ class NLPLayer(torch.nn.Module):
             options=self.options,
             activity=self.activity,
             return_multipliers=self.return_multipliers,
-            **{**self.keywords, **keywords},
+            **_merged(self.keywords, keywords),
         )

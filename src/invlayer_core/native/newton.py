@@ -120,11 +120,12 @@ def _newton_step(blocks: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     regular = step.detach().isfinite().all(-1)
     if may_have(~regular):
         identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+        in_place = torch.arange(1, blocks.shape[-1] + 1, dtype=factors.pivots.dtype, device=blocks.device)
         keep = regular.unsqueeze(-1)
         # Solved again without the others: the derivative of where(mask, finite, infinite) is NaN.
         safe = LUFactors(
             torch.where(keep.unsqueeze(-1), factors.factors, identity),
-            torch.where(keep, factors.pivots, torch.arange(1, blocks.shape[-1] + 1).to(factors.pivots)),
+            torch.where(keep, factors.pivots, in_place),
             factors.info,
         )
         step = lu_solve(torch.where(keep.unsqueeze(-1), blocks, identity), residual, safe)

@@ -109,7 +109,7 @@ CONTROLS: dict[str, tuple[Scenario, str]] = {
     "constant_from_outside": (_with_f(_constant_from_outside), _TWO_DEVICES),
     "jacobian_on_the_cpu": (_with_f(conditions, jacobian=_jacobian_on_the_cpu), _TWO_DEVICES),
     "numpy_of_a_device_tensor": (_with_f(_through_numpy), r"can't convert \w+(:0)? tensor to numpy"),
-    "engine_forgets_eye": (_broken_engine("eye", "newton"), _TWO_DEVICES),
+    "engine_forgets_eye": (_broken_engine("eye", "failed_analytic_jacobian"), _TWO_DEVICES),
     "engine_forgets_arange": (_broken_engine("arange", "implicit_function"), _TWO_DEVICES),
     "engine_forgets_zeros_in_newton": (_broken_engine("zeros", "newton"), _TWO_DEVICES),
     "engine_forgets_zeros": (_broken_engine("zeros", "polish"), _TWO_DEVICES),

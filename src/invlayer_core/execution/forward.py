@@ -238,7 +238,7 @@ class _OpaqueSolve(torch.autograd.Function):
 
 
 def run_forward(
-    forward: Forward, tensors: Sequence[Tensor], record: Iterations | None = None
+    forward: Forward, tensors: Sequence[Tensor], iterations: Iterations | None = None
 ) -> tuple[Tensor, Tensor | None, Outcome]:
     """Solve, whatever transform is running.
 
@@ -246,7 +246,7 @@ def run_forward(
     ----------
     forward : Forward
     tensors : sequence of Tensor
-    record : Iterations, optional
+    iterations : Iterations, optional
         Of ``forward``: the solve is to run by them, on the graph.
 
     Returns
@@ -258,8 +258,8 @@ def run_forward(
     outcome : Outcome
         Of the whole (folded) batch, plain.
     """
-    if isinstance(record, RecordedIterations):
-        y, outcome = record.run()
+    if isinstance(iterations, RecordedIterations):
+        y, outcome = iterations.run()
         return y, outcome.status.reshape(SystemShape.of(y, forward.event_dims).batch), outcome
     detached = [tensor.detach() for tensor in tensors]
     if not _functorch.is_active():

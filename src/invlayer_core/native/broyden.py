@@ -138,10 +138,10 @@ def _ftol(options: _Options, y: Tensor) -> float:
 
 def _from_jacobian(state: _State, blocks: Tensor) -> _State:
     """B₀ = J; I where J has no inverse."""
-    identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+    identity = torch.diag_embed(torch.ones_like(state.y))
     singular = lu_factor(blocks.detach()).info != 0
     singular |= ~blocks.detach().isfinite().flatten(1).all(-1)
-    blocks = pick(singular, identity.expand_as(blocks), blocks)
+    blocks = pick(singular, identity, blocks)
     factors = lu_factor(blocks.detach())
     empty = torch.zeros_like(state.left)
     return dataclasses.replace(

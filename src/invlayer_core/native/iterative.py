@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -48,7 +48,7 @@ class State:
     failed: Tensor
 
 
-S = TypeVar("S")
+S = TypeVar("S", bound=State)
 
 
 class IterativeSolver(DifferentiableSolver):
@@ -130,10 +130,8 @@ def shortened(scale: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 def _merged(active: Tensor, new: S, old: S) -> S:
     """``new`` in the rows of active samples, ``old`` in the others; what is no tensor is all samples' own."""
-    assert is_dataclass(new)
     merged = {}
     for field in fields(new):
         one, other = getattr(new, field.name), getattr(old, field.name)
         merged[field.name] = pick(active, one, other) if isinstance(one, Tensor) and one is not other else one
-    result: S = replace(new, **merged)
-    return result
+    return replace(new, **merged)

@@ -159,13 +159,13 @@ def solve_normal(gram: Tensor, slope: Tensor, damping: Tensor | None = None) -> 
     lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
     scaled = gram / (lengths.unsqueeze(-1) * lengths.unsqueeze(-2))
     if damping is not None:
-        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        identity = torch.diag_embed(torch.ones_like(slope))
         scaled = scaled + damping.reshape(-1, 1, 1) * identity
     rhs = slope / lengths
     step = lu_solve(scaled, rhs, lu_factor(scaled.detach()))
     regular = step.detach().isfinite().all(-1)
     if may_have(~regular):
-        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        identity = torch.diag_embed(torch.ones_like(slope))
         safe = pick(regular, scaled, torch.nan_to_num(scaled) + identity)
         step = lu_solve(safe, rhs, lu_factor(safe.detach()))
     return step / lengths

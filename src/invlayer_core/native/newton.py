@@ -119,7 +119,7 @@ def _newton_step(blocks: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     step = lu_solve(blocks, residual, factors)
     regular = step.detach().isfinite().all(-1)
     if may_have(~regular):
-        identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+        identity = torch.diag_embed(torch.ones_like(residual))
         in_place = torch.arange(1, blocks.shape[-1] + 1, dtype=factors.pivots.dtype, device=blocks.device)
         keep = regular.unsqueeze(-1)
         # Solved again without the others: the derivative of where(mask, finite, infinite) is NaN.
@@ -139,6 +139,6 @@ def _damped_step(blocks: Tensor, residual: Tensor) -> Tensor:
     blocks, residual = torch.nan_to_num(blocks), torch.nan_to_num(residual)
     damping = residual.detach().norm(dim=-1) * torch.linalg.matrix_norm(blocks.detach())
     damping = damping + torch.finfo(blocks.dtype).tiny ** 0.5
-    identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+    identity = torch.diag_embed(torch.ones_like(residual))
     gram = blocks.mT @ blocks + damping[:, None, None] * identity
     return lu_solve(gram, (blocks.mT @ residual.unsqueeze(-1)).squeeze(-1), lu_factor(gram.detach()))

@@ -198,7 +198,16 @@ def _solver_second_derivative(system: System, y: Tensor, theta: Any) -> Tensor:
     return second.detach()
 
 
-DERIVATIVES = Derivatives(_solver_jacobian, _solver_second_derivative)
+def _solver_linearized(system: System, y: Tensor, theta: Any, recorded: bool) -> tuple[Tensor, Tensor]:
+    """F and J for a forward solver, from one evaluation; on the graph if they are to be recorded."""
+    if not recorded:
+        linearization = linearize(system, y.detach(), theta)
+        return linearization.value.detach(), per_sample_blocks(linearization).detach()
+    linearization = linearize(system, y, theta, create_graph=torch.is_grad_enabled())
+    return linearization.value, per_sample_blocks(linearization)
+
+
+DERIVATIVES = Derivatives(_solver_jacobian, _solver_second_derivative, _solver_linearized)
 """How a forward solver's derivatives are taken."""
 
 

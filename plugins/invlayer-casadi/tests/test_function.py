@@ -218,9 +218,11 @@ def test_what_has_a_translation_says_nothing() -> None:
 
 def test_leaving_another_device_is_a_warning() -> None:
     f = CasadiFunction(interpolant())
-    with pytest.warns(inv.PerformanceWarning, match=r"'with_table' is evaluated on the CPU, though .* meta"):
-        with pytest.raises(NotImplementedError):  # meta tensors hold nothing to copy
-            f(torch.ones(2, dtype=F64, device="meta"))
+    with (
+        pytest.warns(inv.PerformanceWarning, match=r"'with_table' is evaluated on the CPU, though .* meta"),
+        pytest.raises(NotImplementedError),  # meta tensors hold nothing to copy
+    ):
+        f(torch.ones(2, dtype=F64, device="meta"))
 
 
 def test_derivatives_through_an_interpolant_and_a_linear_solve() -> None:
@@ -251,8 +253,7 @@ def test_threads_get_their_own_solver() -> None:
 
     def work() -> None:
         for _ in range(8):
-            if not torch.equal(f(z), expected):
-                wrong.append(1)
+            wrong.extend([] if torch.equal(f(z), expected) else [1])
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:

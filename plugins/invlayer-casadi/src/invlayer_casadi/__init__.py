@@ -12,10 +12,11 @@ from invlayer_core import SolverSpec, hookimpl
 
 if TYPE_CHECKING:
     from invlayer_casadi.function import CasadiFunction
+    from invlayer_casadi.layer import CasadiLayer
 
-__all__ = ["CasadiFunction", "register_solver"]
+__all__ = ["CasadiFunction", "CasadiLayer", "register_solver"]
 
-_PUBLIC = {"CasadiFunction": "invlayer_casadi.function"}
+_PUBLIC = {"CasadiFunction": "invlayer_casadi.function", "CasadiLayer": "invlayer_casadi.layer"}
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +28,13 @@ def __getattr__(name: str) -> Any:
 @hookimpl
 def register_solver() -> list[SolverSpec]:
     """Describe the solvers; see :meth:`invlayer_core.solvers.SolverHooks.register_solver`."""
-    return []
+    return [
+        SolverSpec(
+            name="casadi.rootfinder",
+            factory="invlayer_casadi.rootfinding.registered:Rootfinder",
+            kinds=("root", "fixed_point"),
+            requires=("casadi>=3.6.6",),
+            install="pip install invlayer-casadi",
+            thread_safe=True,  # every solve makes a Function of its own
+        )
+    ]

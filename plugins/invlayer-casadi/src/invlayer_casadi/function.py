@@ -65,7 +65,8 @@ class CasadiFunction:
             )
         if backend not in get_args(Backend):
             raise ConditionsError(
-                f"CasadiFunction(backend={backend!r}): accepted are {', '.join(map(repr, get_args(Backend)))}."
+                f"CasadiFunction(backend={backend!r}): accepted are "
+                f"{', '.join(map(repr, get_args(Backend)))}."
             )
         self.function, self.backend = function, backend
         self._expression = Expression(function, backend)
@@ -124,8 +125,8 @@ class CasadiFunction:
         devices = {tensor.device for tensor in given}
         if len(devices) > 1:
             raise ConditionsError(
-                f"CasadiFunction {self.__name__} came with inputs on {sorted(map(str, devices))}; accepted is "
-                "one device for all."
+                f"CasadiFunction {self.__name__} came with inputs on {sorted(map(str, devices))}; accepted "
+                "is one device for all."
             )
         like = given[0] if given else torch.empty((), dtype=torch.float64)
         tensors = [
@@ -153,8 +154,8 @@ class CasadiFunction:
                 f"{p.name}: {tuple(batch)}" for p, batch in zip(self._inputs, batches, strict=True)
             )
             raise ConditionsError(
-                f"CasadiFunction {self.__name__} came with batch dims that do not broadcast ({given}); accepted "
-                "are equal dims, or 1, or none."
+                f"CasadiFunction {self.__name__} came with batch dims that do not broadcast ({given}); "
+                "accepted are equal dims, or 1, or none."
             ) from error
 
 

@@ -1,7 +1,7 @@
 """A CasADi Function called from one thread through its buffers: 1 to 3 µs a call instead of 45.
 
 CasADi releases the GIL while a Function runs. Plain expressions keep their memory apart and may be shared
-between threads; a Function that holds a solver crashes the interpreter, so that every thread gets its own copy.
+between threads; a Function that holds a solver crashes the interpreter, so every thread gets its own copy.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from threading import Lock, local
+from threading import Lock, RLock, local
 from typing import Any, Final, final
 
 import casadi as ca
 import numpy as np
 
-__all__ = ["FunctionBuffer", "ThreadFunctions", "holds_solver"]
+__all__ = ["BUILDING", "FunctionBuffer", "ThreadFunctions", "holds_solver"]
+
+BUILDING: Final = RLock()
+"""Held while Functions are made: they share symbols, and plugins load on first use."""
 
 _PURE: Final = frozenset(
     {"SXFunction", "MXFunction", "Map", "MapSum", "Switch", "BSplineInterpolant", "LinearInterpolant"}
@@ -24,7 +27,7 @@ _SIZES: Final = 8  # batch sizes whose maps are kept
 
 
 def holds_solver(function: ca.Function) -> bool:
-    """Whether a call may fail, or must not be shared: a solver, integrator or Callback is somewhere inside."""
+    """Whether a call may fail, or must not be shared: a solver, integrator or Callback is inside."""
     if function.class_name() not in _PURE:
         return True
     return any(inner.class_name() not in _PURE for inner in function.find_functions())
@@ -36,7 +39,9 @@ class FunctionBuffer:
 
     def __init__(self, function: ca.Function) -> None:
         self.function = function
-        self._buffer, self._trigger = function.buffer()
+        buffer: Any
+        buffer, self._trigger = function.buffer()
+        self._buffer = buffer  # CasADi's type stubs want a size beside each view
 
     def __call__(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
         """Evaluate; arrays are contiguous, and hold the nonzeros, column by column.
@@ -48,10 +53,10 @@ class FunctionBuffer:
         """
         for i, array in enumerate(inputs):
             if array.size:
-                self._buffer.set_arg(i, memoryview(array.reshape(-1)))
+                self._buffer.set_arg(i, array.reshape(-1).data)
         for i, array in enumerate(outputs):
             if array.size:
-                self._buffer.set_res(i, memoryview(array.reshape(-1)))
+                self._buffer.set_res(i, array.reshape(-1).data)
         self._trigger()
         if self._buffer.ret():
             raise RuntimeError(f"{self.function.name()} returned {self._buffer.ret()}")
@@ -76,26 +81,29 @@ class ThreadFunctions:
         self.has_solver = holds_solver(function)
         self.lock: Any = None  # held during a call where the Function cannot be copied
         self._local = local()
-        self._making = Lock()
         self._serialised: str | None = None
         if self.has_solver:
-            try:
-                self._serialised = function.serialize()
-                ca.Function.deserialize(self._serialised)
-            except RuntimeError:  # a Callback, or a plugin such as kinsol
-                self._serialised, self.lock = None, Lock()
+            with BUILDING:
+                self._try_copy()
+
+    def _try_copy(self) -> None:
+        try:
+            self._serialised = self.function.serialize()
+            ca.Function.deserialize(self._serialised)
+        except RuntimeError:  # a Callback, or a plugin such as kinsol
+            self._serialised, self.lock = None, Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ThreadFunctions, (self.function,)
 
     def buffer(self, batch: int) -> FunctionBuffer:
-        """This thread's buffer for ``batch`` samples at once."""
+        """The buffer of this thread for ``batch`` samples at once."""
         buffers: OrderedDict[int, FunctionBuffer] | None = getattr(self._local, "buffers", None)
         if buffers is None:
             buffers = self._local.buffers = OrderedDict()
         found = buffers.get(batch)
         if found is None:
-            with self._making:
+            with BUILDING:
                 own = self._own()
                 found = FunctionBuffer(own if batch == 1 else own.map(batch))
             buffers[batch] = found

@@ -30,8 +30,8 @@ def apply_expression(expression: Expression, inputs: Sequence[Tensor]) -> tuple[
     if _functorch.forward_mode_depth() >= 2:
         raise UnsupportedTransformError(
             f"CasadiFunction {expression.function.name()!r} in nested forward mode (jacfwd of jacfwd): torch "
-            "runs the rule of a custom Function with forward mode switched off, which would give zeros without "
-            "a word. Accepted is reverse mode on one side: jacfwd of jacrev, or jacrev of jacfwd."
+            "runs the rule of a custom Function with forward mode switched off, which would give zeros "
+            "without a word. Accepted is reverse mode on one side: jacfwd of jacrev, or jacrev of jacfwd."
         )
     results: tuple[Tensor, ...] = _functorch.apply(_Evaluation, expression, *inputs)
     return results

@@ -9,14 +9,14 @@ import casadi as ca
 import torch
 from torch import Tensor
 
-from invlayer_casadi.expressions.buffers import ThreadFunctions
+from invlayer_casadi.expressions.buffers import BUILDING, ThreadFunctions
 from invlayer_casadi.expressions.execution import (
     LevelwiseExecution,
     LinewiseExecution,
     linewise_pays,
     run_program,
 )
-from invlayer_casadi.expressions.program import Program, Untranslatable, program_of
+from invlayer_casadi.expressions.program import Program, UntranslatableError, program_of
 from invlayer_core import ConditionsError, ConvergenceWarning, PerformanceWarning
 from invlayer_core.errors import warn_user
 
@@ -43,7 +43,7 @@ class Expression:
         self._functions = ThreadFunctions(function)
         self._executions: dict[Any, LevelwiseExecution | LinewiseExecution] = {}
         self._derivatives: dict[Any, Expression] = {}
-        self._program: Program | Untranslatable | None = None
+        self._program: Program | UntranslatableError | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Expression, (self.function, self.backend)
@@ -51,17 +51,19 @@ class Expression:
     def reverse(self, wanted: tuple[bool, ...]) -> Expression:
         """(inputs, outputs, cotangents) ↦ the cotangents of those inputs that are wanted."""
         if wanted not in self._derivatives:
-            whole = self.function.reverse(1)
             kept = [i for i, want in enumerate(wanted) if want]
-            if len(kept) < whole.n_out():
-                whole = whole.slice(whole.name(), list(range(whole.n_in())), kept)
-            self._derivatives[wanted] = Expression(whole, self.backend)
+            with BUILDING:
+                whole = self.function.reverse(1)
+                if len(kept) < whole.n_out():
+                    whole = whole.slice(whole.name(), list(range(whole.n_in())), kept)
+                self._derivatives[wanted] = Expression(whole, self.backend)
         return self._derivatives[wanted]
 
     def forward(self) -> Expression:
         """(inputs, outputs, tangents) ↦ the tangents of all outputs."""
         if "forward" not in self._derivatives:
-            self._derivatives["forward"] = Expression(self.function.forward(1), self.backend)
+            with BUILDING:
+                self._derivatives["forward"] = Expression(self.function.forward(1), self.backend)
         return self._derivatives["forward"]
 
     @property
@@ -70,9 +72,9 @@ class Expression:
         if self._program is None:
             try:
                 self._program = program_of(self.function)
-            except Untranslatable as reason:
+            except UntranslatableError as reason:
                 self._program = reason
-        return str(self._program) if isinstance(self._program, Untranslatable) else None
+        return str(self._program) if isinstance(self._program, UntranslatableError) else None
 
     def runs_on(self, batch: int, device: torch.device) -> Literal["casadi", "torch"]:
         """Which of the two a call takes."""
@@ -148,7 +150,7 @@ class Expression:
                     target[i] = float("nan")
         if failed:
             warn_user(
-                f"CasadiFunction {self.function.name()!r}: {len(failed)} of {results[0].shape[0]} samples are "
-                f"NaN, for a solver inside failed; sample {failed[0][0]}: {failed[0][1]}",
+                f"CasadiFunction {self.function.name()!r}: {len(failed)} of {results[0].shape[0]} samples "
+                f"are NaN, for a solver inside failed; sample {failed[0][0]}: {failed[0][1]}",
                 ConvergenceWarning,
             )

@@ -1,8 +1,8 @@
 """Inputs and outputs of a CasADi Function as torch tensors: shapes, and what is stored of them.
 
-CasADi stores the structural nonzeros of a matrix, column by column; torch has dense tensors with batch dims in
-front. A column of r rows is one event dim, ``(*batch, r)``, a scalar being a column of one; every other matrix
-is two, ``(*batch, r, c)``.
+CasADi stores the structural nonzeros of a matrix, column by column; torch has dense tensors with batch dims
+in front. A column of r rows is one event dim, ``(*batch, r)``, a scalar being a column of one; every other
+matrix is two, ``(*batch, r, c)``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Port:
         if lead < 0 or tuple(tensor.shape[lead:]) != self.event or not tensor.is_floating_point():
             raise ConditionsError(
                 f"{called}: {self.name!r} came with shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
-                f"accepted is a real floating-point tensor of shape (*batch, {', '.join(map(str, self.event))})"
+                "accepted is a real floating-point tensor of shape "
+                f"(*batch, {', '.join(map(str, self.event))})"
                 f"{', as unsqueeze(-1) makes one of scalars' if self.event == (1,) else ''}."
             )
         return tensor.shape[:lead]

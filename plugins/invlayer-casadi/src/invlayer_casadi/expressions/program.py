@@ -20,11 +20,11 @@ import numpy as np
 
 from invlayer_casadi.expressions.operations import BINARY, UNARY
 
-__all__ = ["Group", "Program", "Untranslatable", "program_of"]
+__all__ = ["Group", "Program", "UntranslatableError", "program_of"]
 
 
 @final
-class Untranslatable(Exception):
+class UntranslatableError(Exception):
     """The Function has no form in scalar instructions; the message says why."""
 
 
@@ -77,13 +77,13 @@ def program_of(function: ca.Function) -> Program:
 
     Raises
     ------
-    Untranslatable
+    UntranslatableError
         If it, or a Function it calls, is more than scalar operations.
     """
     try:
         key = sha256(function.serialize().encode()).digest()
     except RuntimeError as error:  # a Callback
-        raise Untranslatable(f"it cannot be serialised ({_first_line(error)})") from error
+        raise UntranslatableError(f"it cannot be serialised ({_first_line(error)})") from error
     return _CACHE.get(key, function)
 
 
@@ -93,7 +93,7 @@ class _ProgramCache:
 
     def __init__(self, most: int) -> None:
         self._most, self._lock = most, Lock()
-        self._programs: OrderedDict[bytes, Program | Untranslatable] = OrderedDict()
+        self._programs: OrderedDict[bytes, Program | UntranslatableError] = OrderedDict()
 
     def get(self, key: bytes, function: ca.Function) -> Program:
         with self._lock:
@@ -101,14 +101,14 @@ class _ProgramCache:
         if found is None:
             try:
                 found = _translate(_expanded(function))
-            except Untranslatable as error:
+            except UntranslatableError as error:
                 found = error
             with self._lock:
                 self._programs[key] = found
                 while len(self._programs) > self._most:
                     self._programs.popitem(last=False)
-        if isinstance(found, Untranslatable):
-            raise Untranslatable(str(found))
+        if isinstance(found, UntranslatableError):
+            raise UntranslatableError(str(found))
         return found
 
 
@@ -121,14 +121,14 @@ def _expanded(function: ca.Function) -> ca.Function:
     try:
         return function.expand()
     except RuntimeError as error:
-        raise Untranslatable(
+        raise UntranslatableError(
             f"CasADi cannot expand it into scalar operations ({_first_line(error)})"
         ) from error
 
 
 def _translate(function: ca.Function) -> Program:
     if not function.is_a("SXFunction"):
-        raise Untranslatable(f"it is a {function.class_name()}")
+        raise UntranslatableError(f"it is a {function.class_name()}")
     walk = _Walk(function)
     order = _schedule(walk)
     return _grouped(walk, *order)
@@ -168,7 +168,7 @@ class _Walk:
             else:
                 arity = 1 if opcode in UNARY else 2 if opcode in BINARY else 0
                 if not arity:
-                    raise Untranslatable(_unknown(opcode))
+                    raise UntranslatableError(_unknown(opcode))
                 places = function.instruction_input(k)
                 self.operands.append(tuple(work[place] for place in places[:arity]))
                 self.opcodes.append(opcode)

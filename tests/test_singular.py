@@ -131,7 +131,7 @@ def test_shared_parameter(policy: str) -> None:
         torch.testing.assert_close(of_p, expected)
 
 
-@pytest.mark.parametrize("policy", ["raise", "lstsq", "damped", "nan", "zero"])
+@pytest.mark.parametrize("policy", ["raise", "consistent", "lstsq", "damped", "nan", "zero"])
 def test_zero_cotangent_asks_for_nothing(policy: str) -> None:
     p, a = inputs()
     of_p, of_a = torch.autograd.grad(solve(p, a, singular=policy)[REGULAR].sum(), (p, a))
@@ -169,7 +169,9 @@ def test_nan_in_the_jacobian_is_named_as_the_origin() -> None:
 
 
 def test_unknown_policy() -> None:
-    with pytest.raises(inv.ConditionsError, match=r"'ignore'.: accepted are 'raise', 'lstsq', 'damped'"):
+    with pytest.raises(
+        inv.ConditionsError, match=r"'ignore'.: accepted are 'raise', 'consistent', 'lstsq', 'damped'"
+    ):
         Implicit(singular="ignore")
 
 
@@ -357,3 +359,48 @@ def test_growth_in_elimination_does_not_spoil_the_gradient() -> None:
     (gradient,) = torch.autograd.grad(y, a, cotangent)
     expected = torch.linalg.pinv(matrix).mT @ cotangent
     torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-10)
+
+
+# --- redundant equations: singular, and yet y is a differentiable function of the args -------------------
+
+
+def redundant(y: Tensor, a: Tensor) -> Tensor:
+    """y₁ is determined; the multiplier-like y₂, y₃ only by their sum: rank 2 of 3."""
+    first, second, third = y.unbind(-1)
+    return torch.stack([first + second + third - a[..., 0], first - a[..., 1], 2 * (first - a[..., 1])], -1)
+
+
+def of_least_norm(_y0: Tensor, a: Tensor) -> Tensor:
+    rest = (a[..., 0] - a[..., 1]) / 2
+    return torch.stack([a[..., 1], rest, rest], -1)
+
+
+def solve_redundant(a: Tensor) -> Tensor:
+    return inv.root(
+        redundant, torch.zeros(3), args=a, solver=of_least_norm, adjoint=Implicit(singular="consistent")
+    )
+
+
+def test_consistent_gives_what_is_determined() -> None:
+    a = torch.tensor([3.0, 1.0], requires_grad=True)
+    jacobian = torch.stack([torch.autograd.grad(solve_redundant(a)[i], a)[0] for i in (0,)])
+    torch.testing.assert_close(jacobian, torch.tensor([[0.0, 1.0]]), rtol=0, atol=1e-12)
+    (total,) = torch.autograd.grad(solve_redundant(a)[1:].sum(), a)
+    torch.testing.assert_close(total, torch.tensor([1.0, -1.0]), rtol=0, atol=1e-12)
+
+
+def test_consistent_refuses_what_is_not() -> None:
+    a = torch.tensor([3.0, 1.0], requires_grad=True)
+    with pytest.raises(inv.SingularJacobianError, match="redundant equations"):
+        solve_redundant(a)[1].backward()
+
+
+def test_consistent_refuses_a_double_root() -> None:
+    p, a = inputs()
+    with pytest.raises(inv.SingularJacobianError, match="sample 1"):
+        solve(p, a, singular="consistent").sum().backward()
+
+
+def test_consistent_needs_blocks() -> None:
+    with pytest.raises(inv.ConditionsError, match="needs the dense Jacobian"):
+        Implicit(singular="consistent", linear_solver=inv.linear.GMRES())

@@ -5,11 +5,14 @@ The solver stays as it is; you write in torch what its output satisfies, and get
 
 from invlayer_core import adjoints, jacobians, linear, testing
 from invlayer_core.certificate import SolveInfo
+from invlayer_core.conditions.kkt import Multipliers
+from invlayer_core.constraints import ConstraintInfo
 from invlayer_core.diagnostics import LayerReport, check_layer
 from invlayer_core.errors import (
     ConditionsError,
     ConvergenceError,
     ConvergenceWarning,
+    DegeneracyWarning,
     InvlayerError,
     PerformanceWarning,
     SingularJacobianError,
@@ -18,7 +21,16 @@ from invlayer_core.errors import (
     SolverNotFoundError,
     UnsupportedTransformError,
 )
-from invlayer_core.functional import batch_jacobian, fixed_point, implicit_function, inverse, root
+from invlayer_core.functional import (
+    batch_jacobian,
+    fixed_point,
+    implicit_function,
+    inverse,
+    least_squares,
+    minimize,
+    nlp,
+    root,
+)
 from invlayer_core.inputs import from_numpy
 from invlayer_core.layers import FixedPointLayer, InverseLayer, RootLayer
 from invlayer_core.solvers.contract import (
@@ -44,13 +56,16 @@ from invlayer_core.solvers.spec import SolverSpec
 __all__ = [
     "BatchProblem",
     "ConditionsError",
+    "ConstraintInfo",
     "ConvergenceError",
     "ConvergenceWarning",
+    "DegeneracyWarning",
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",
     "LayerReport",
     "LinearSolverSpec",
+    "Multipliers",
     "PerformanceWarning",
     "Problem",
     "RootLayer",
@@ -76,8 +91,11 @@ __all__ = [
     "implicit_function",
     "inverse",
     "jacobians",
+    "least_squares",
     "linear",
     "linear_solvers",
+    "minimize",
+    "nlp",
     "register_linear_solver",
     "register_solver",
     "root",

@@ -48,9 +48,10 @@ class Implicit(Adjoint):
 
     Parameters
     ----------
-    singular : {"raise", "lstsq", "damped", "nan", "zero"}
-        What a sample gives whose Jacobian is singular at the solution: an error; the minimum-norm
-        least-squares answer; a Tikhonov-damped one; NaN; or zero.
+    singular : {"raise", "consistent", "lstsq", "damped", "nan", "zero"}
+        What a sample gives whose Jacobian is singular at the solution: an error; the minimum-norm answer
+        where the linear system has one and an error elsewhere (redundant equations, dependent
+        constraints); the minimum-norm least-squares answer; a Tikhonov-damped one; NaN; or zero.
     damping : float
         The Tikhonov parameter of ``singular="damped"``, in the units of the Jacobian. Regular samples
         are never damped.
@@ -93,7 +94,8 @@ class Implicit(Adjoint):
                 f"Implicit(singular={self.singular!r}, linear_solver=Lstsq()): Lstsq has an answer for every "
                 "sample, so no policy comes into play. Accepted with it are singular='raise' and 'lstsq'."
             )
-        if isinstance(self.linear_solver, (Krylov, SparseLU)) and self.singular in ("lstsq", "damped"):
+        without_blocks = isinstance(self.linear_solver, (Krylov, SparseLU))
+        if without_blocks and self.singular in ("consistent", "lstsq", "damped"):
             raise ConditionsError(
                 f"Implicit(singular={self.singular!r}, linear_solver={self.linear_solver!r}): that answer "
                 "needs the dense Jacobian. Accepted with a Krylov method or SparseLU are 'raise', 'nan' and "
@@ -104,7 +106,7 @@ class Implicit(Adjoint):
         """The linear solver for systems of this shape."""
         if isinstance(self.linear_solver, LinearSolver) and not isinstance(self.linear_solver, Auto):
             return self.linear_solver
-        if self.singular in ("lstsq", "damped"):  # whose answers need blocks
+        if self.singular in ("consistent", "lstsq", "damped"):  # whose answers need blocks
             return LU()
         return self._auto.choose(shape, dtype)
 

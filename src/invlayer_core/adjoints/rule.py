@@ -74,7 +74,8 @@ class ImplicitRule:
         if isinstance(method, _WITHOUT_BLOCKS):
             weights = self._solve_without_blocks(linearization, method, flat, dead, transpose=True)
             return linearization.pullback(-weights, wanted, check=False).theta
-        if dead is None and _is_plain(flat) and not isinstance(method, Lstsq):
+        may_be_singular = isinstance(method, Lstsq) or self.settings.singular == "consistent"
+        if dead is None and _is_plain(flat) and not may_be_singular:
             at_once = pull_at_once(linearization, flat, wanted, method)
             if at_once is not None:
                 return at_once

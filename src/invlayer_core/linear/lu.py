@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 
-__all__ = ["LUFactors", "lu_factor", "lu_solve", "solve_recorded"]
+__all__ = ["LUFactors", "has_lost_rank", "lu_factor", "lu_solve", "solve_recorded"]
 
 # Batched CPU LU is broken in torch from this size on, with two or more threads: n = 150 hangs, larger
 # ones return garbage pivots or raise (pytorch issues 141358 and 142815).
@@ -76,6 +76,13 @@ def _factor(blocks: Tensor) -> LUFactors:
     parts = [torch.linalg.lu_factor_ex(block) for block in blocks.reshape(-1, n, n)]
     factors, pivots, info = (torch.stack(part) for part in zip(*parts, strict=True))
     return LUFactors(factors.reshape(blocks.shape), pivots.reshape(*batch, n), info.reshape(batch))
+
+
+def has_lost_rank(factors: LUFactors) -> Tensor:
+    """Samples ``(B,)`` with a pivot that rounding alone may have made: their block may be singular."""
+    pivots = factors.factors.diagonal(dim1=-2, dim2=-1).abs()
+    rounding = 10 * pivots.shape[-1] * torch.finfo(pivots.dtype).eps
+    return ~(pivots.amin(-1) > rounding * pivots.amax(-1))  # True for NaN
 
 
 def _mapped_first(tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> list[Tensor]:

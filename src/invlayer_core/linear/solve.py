@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.errors import ConditionsError, SingularJacobianError
-from invlayer_core.linear.lu import lu_factor, lu_solve
+from invlayer_core.linear.lu import has_lost_rank, lu_factor, lu_solve
 from invlayer_core.linear.singular import (
     Diagnosis,
     damped_solution,
@@ -21,7 +21,9 @@ from invlayer_core.linear.singular import (
 
 __all__ = ["BlockSolution", "SingularPolicy", "SolveRequest", "solve_blocks"]
 
-SingularPolicy = Literal["raise", "lstsq", "damped", "nan", "zero"]
+SingularPolicy = Literal["raise", "consistent", "lstsq", "damped", "nan", "zero"]
+
+_CONSISTENT = 0.4  # a singular system holds if its residual is within eps^0.4 of its right-hand side
 
 
 @final
@@ -70,16 +72,20 @@ def solve_blocks(request: SolveRequest) -> BlockSolution:
     Raises
     ------
     SingularJacobianError
-        If a sample's block is singular and the policy is ``"raise"``.
+        If a sample's block is singular and the policy is ``"raise"``; or ``"consistent"``, and its system
+        has no solution.
     ConditionsError
         If blocks are not square and the policy is not ``"lstsq"`` or ``"damped"``.
     """
     if request.least_norm or request.blocks.shape[-1] != request.blocks.shape[-2]:
         everything = torch.ones(request.blocks.shape[0], dtype=torch.bool, device=request.blocks.device)
         return BlockSolution(_solve_without_inverse(request), everything)
-    solution = _lu(request.blocks, request)
+    factors = lu_factor(request.blocks.detach())
+    solution = lu_solve(request.blocks, request.rhs, factors, transpose=request.transpose)
     with torch.no_grad():
         suspicious = is_suspicious(solution, request.rhs)
+        if request.singular == "consistent":  # whose solutions need not be large
+            suspicious = suspicious | has_lost_rank(factors)
         if request.exempt is not None:
             suspicious = suspicious & ~request.exempt
         # Over all mapped right-hand sides: what is examined is the block, which they share.
@@ -94,7 +100,21 @@ def solve_blocks(request: SolveRequest) -> BlockSolution:
         return BlockSolution(solution, None)
     if request.singular == "raise" and bool(_functorch.plain(singular & ~unasked).any()):
         raise _singular_error(_functorch.plain(singular), found, request)
-    return BlockSolution(_answer_singular(request, found, singular, unasked), singular)
+    answer = _answer_singular(request, found, singular, unasked)
+    if request.singular == "consistent":
+        without = _functorch.plain(singular & ~_holds(request, answer))
+        if bool(without.any()):
+            raise _singular_error(without, found, request)
+    return BlockSolution(answer, singular)
+
+
+@torch.no_grad()
+def _holds(request: SolveRequest, x: Tensor) -> Tensor:
+    """Samples ``(B,)`` whose linear system x solves, as a singular one may be solved: to rounding."""
+    matrix = request.blocks.mT if request.transpose else request.blocks
+    gap = (matrix @ x.unsqueeze(-1)).squeeze(-1) - request.rhs
+    allowed = torch.finfo(x.dtype).eps ** _CONSISTENT * request.rhs.abs().amax(-1)
+    return gap.abs().amax(-1) <= allowed
 
 
 def _lu(blocks: Tensor, request: SolveRequest) -> Tensor:
@@ -119,7 +139,7 @@ def _answer_singular(request: SolveRequest, found: Diagnosis, singular: Tensor, 
 
 def _policy_answer(request: SolveRequest, blocks: Tensor, found: Diagnosis) -> Tensor:
     rhs, transpose = request.rhs, request.transpose
-    if request.singular == "lstsq":
+    if request.singular in ("lstsq", "consistent"):
         return minimum_norm_solution(blocks, rhs, found.cutoff, transpose=transpose)
     if request.singular == "damped":
         return damped_solution(blocks, rhs, request.damping, transpose=transpose)
@@ -158,7 +178,7 @@ def _singular_error(singular: Tensor, found: Diagnosis, request: SolveRequest) -
         f"{singular.numel()} samples: y is not a differentiable function of the args there (a double "
         f"root, a fold, or redundant equations). {_nan_origin(request)}"
         "Accepted are regular samples; or choose what a singular one should give: "
-        "adjoint=Implicit(singular='lstsq' | 'damped' | 'nan' | 'zero')."
+        "adjoint=Implicit(singular='consistent' | 'lstsq' | 'damped' | 'nan' | 'zero')."
     )
 
 

@@ -1,4 +1,4 @@
-"""The problem kinds as ``nn.Module`` layers: settings once, tensors per call."""
+"""Root finding and fixed points as layers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from invlayer_core.call import CommonKeywords, SolverLike
 from invlayer_core.compiled.layer import Layer
-from invlayer_core.compiled.problem import FromGuess, OwnSolver, TracedProblem, module_of
+from invlayer_core.compiled.problem import FromGuess, TracedProblem, module_of
 from invlayer_core.compiled.tracing import outside_graph
 from invlayer_core.conditions.fixed_point import FixedPointConditions
-from invlayer_core.functional import fixed_point, inverse, inverse_conditions, root
+from invlayer_core.functional.equations import fixed_point, root
 
-__all__ = ["FixedPointLayer", "InverseLayer", "RootLayer"]
+__all__ = ["FixedPointLayer", "RootLayer"]
 
 
 @final
@@ -117,47 +117,3 @@ class FixedPointLayer(Layer):
             FixedPointConditions(self.T), None, self.keywords, module_of(self.T),
             "fixed_point", self.solver, self.options,
         )  # fmt: skip
-
-
-@final
-class InverseLayer(Layer):
-    """``layer(x)`` is g(x), differentiated through its inverse f; see :func:`invlayer_core.inverse`.
-
-    Parameters
-    ----------
-    g, f, **keywords
-        As in :func:`invlayer_core.inverse`.
-    jacobian : callable, optional
-        ∂f/∂y as a torch function of y, instead of f.
-    """
-
-    def __init__(
-        self,
-        g: Callable[[Any], Any],
-        *,
-        f: Callable[[Any], Any] | None = None,
-        jacobian: Callable[[Tensor], Tensor] | None = None,
-        **keywords: Unpack[CommonKeywords],
-    ) -> None:
-        super().__init__()
-        self.g, self.f, self.jacobian, self.keywords = g, f, jacobian, keywords
-        self._draw_key()
-
-    def forward(self, x: Any) -> Any:
-        if torch.compiler.is_compiling():
-            y = self._traced(x, (), (x,))
-            return outside_graph(self._solve, x) if y is None else y
-        return self._solve(x)
-
-    def _solve(self, x: Any) -> Any:
-        return inverse(x, self.g, f=self.f, jacobian=self.jacobian, **self.keywords)
-
-    def _differentiated(self) -> Sequence[Callable[..., Any] | None]:
-        return self.f, self.jacobian
-
-    def traced_problem(self) -> TracedProblem:
-        conditions, block_function = inverse_conditions(self.f, self.jacobian)
-        module = module_of(self.f if self.jacobian is None else self.jacobian)
-        return OwnSolver(
-            conditions, block_function, self.keywords, module, self.g, measurable=self.f is not None
-        )

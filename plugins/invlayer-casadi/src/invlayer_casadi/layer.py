@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self, Unpack, final
 
 import casadi as ca
 from torch import nn
 
 from invlayer_casadi.expressions.expression import Backend
+from invlayer_casadi.nlp.conditions import Activity
+from invlayer_casadi.nlp.opti import OptiProblem
+from invlayer_casadi.nlp.problem import NlpProblem, NlpSettings
+from invlayer_casadi.nlp.program import NlpProgram
+from invlayer_casadi.nlp.solver_functions import make_nlpsol, make_qpsol
 from invlayer_casadi.rootfinding.problem import RootfinderProblem
+from invlayer_core import ConditionsError
 from invlayer_core.call import CommonKeywords
 
 __all__ = ["CasadiLayer"]
@@ -21,9 +28,167 @@ class _LayerProblem(Protocol):
 
 @final
 class CasadiLayer(nn.Module):
-    """A CasADi solver as a layer whose outputs are differentiable by its inputs."""
+    """A nonlinear program, solved by CasADi, as a layer: ``x = layer(p, lbx=..., ubx=..., lbg=..., ubg=...)``.
+
+    The solution is certified by the KKT conditions of the problem, per sample, and differentiated through
+    them, to any order, by parameters and by bounds; CasADi gives exact Hessians and Jacobians, whose sparsity
+    is used from 60 unknowns and multipliers on. Other solvers: :meth:`from_nlpsol`, :meth:`from_opti`,
+    :meth:`from_qp`, :meth:`from_rootfinder`.
+
+    Parameters
+    ----------
+    problem : mapping
+        ``{"x": ..., "f": ..., "p": ..., "g": ...}``, as ``casadi.nlpsol`` takes it, in SX or MX.
+    solver : str
+        A plugin of ``casadi.nlpsol``.
+    options : mapping, optional
+        The options of ``casadi.nlpsol``. ipopt is silent by default.
+    outputs : str or sequence of str
+        What a call returns, one tensor or a tuple: of ``"x"``, ``"f"``, ``"g"``, ``"lam_x"``, ``"lam_g"``. All
+        are differentiable. Multipliers have CasADi's signs: positive at an upper bound.
+    activity : {"exact", "soft"}
+        How inequalities enter the derivative: as the active set; or smoothed, as in the barrier problem that an
+        interior-point method stopped at.
+    threads : int
+        How many samples are solved at a time.
+    backend : {"auto", "casadi", "torch"}
+        Who evaluates the conditions; see :class:`CasadiFunction`.
+    **keywords
+        ``on_failure, atol, rtol, polish, adjoint, return_info``, as in :func:`invlayer_core.root`. ``polish`` is
+        ``"auto"``: Newton steps settle the active set and take the solution to rounding error.
+
+    Notes
+    -----
+    A call takes ``p`` ``(*batch, np)`` (not where the problem has none) and, by keyword, ``lbx, ubx, lbg, ubg``,
+    with gradients, and the guess ``x0, lam_x0, lam_g0``, without: tensors ``(*batch, k)``, or numbers for all
+    entries. Batch dims broadcast. As in CasADi, bounds are infinite and guesses zero by default.
+
+    Examples
+    --------
+    >>> import casadi as ca, torch
+    >>> x, p = ca.SX.sym("x", 2), ca.SX.sym("p", 2)
+    >>> layer = CasadiLayer({"x": x, "p": p, "f": ca.sumsqr(x - p), "g": ca.sum1(x)})  # onto the simplex
+    >>> p = torch.tensor([[0.2, 0.6], [2.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    >>> layer(p, lbx=0.0, lbg=1.0, ubg=1.0).detach()
+    tensor([[0.3000, 0.7000],
+            [1.0000, 0.0000]], dtype=torch.float64)
+    """
 
     problem: _LayerProblem
+
+    def __init__(
+        self,
+        problem: Mapping[str, Any],
+        solver: str = "ipopt",
+        options: Mapping[str, Any] | None = None,
+        *,
+        outputs: str | Sequence[str] = "x",
+        activity: Activity = "exact",
+        threads: int = 1,
+        backend: Backend = "auto",
+        **keywords: Unpack[CommonKeywords],
+    ) -> None:
+        super().__init__()
+        settings = NlpSettings.read(outputs, activity, threads, dict(keywords))
+        program = NlpProgram.of(problem, backend)
+        self.problem = NlpProblem(program, make_nlpsol(program.oracle, solver, options), settings)
+
+    @classmethod
+    def from_nlpsol(
+        cls,
+        function: ca.Function,
+        *,
+        outputs: str | Sequence[str] = "x",
+        activity: Activity = "exact",
+        threads: int = 1,
+        backend: Backend = "auto",
+        **keywords: Unpack[CommonKeywords],
+    ) -> Self:
+        """The same for a Function made by ``casadi.nlpsol``, as it is.
+
+        Raises
+        ------
+        ConditionsError
+            If it is none.
+        """
+        if not isinstance(function, ca.Function) or not function.is_a("Nlpsol"):
+            raise ConditionsError(
+                f"CasadiLayer.from_nlpsol({function!r}): accepted is a Function made by casadi.nlpsol."
+            )
+        settings = NlpSettings.read(outputs, activity, threads, dict(keywords))
+        return cls._of(NlpProblem(NlpProgram(function.oracle(), backend), function, settings))
+
+    @classmethod
+    def from_opti(
+        cls,
+        opti: ca.Opti,
+        parameters: Sequence[Any],
+        outputs: Sequence[Any],
+        *,
+        solver: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        activity: Activity = "exact",
+        threads: int = 1,
+        backend: Backend = "auto",
+        **keywords: Unpack[CommonKeywords],
+    ) -> Self:
+        """``layer(*parameters)`` solves an Opti stack, and returns expressions of its variables and duals.
+
+        Parameters
+        ----------
+        opti : casadi.Opti
+            With its objective and constraints; later changes of it have no effect on the layer.
+        parameters : sequence of MX
+            All of the stack's ``opti.parameter()``, in the order in which the layer takes them. A column of r
+            rows is a tensor ``(*batch, r)``, a matrix ``(*batch, r, c)``.
+        outputs : sequence of MX
+            What the layer returns: variables, ``opti.dual(constraint)``, or any expression of them; one tensor
+            or a tuple, in the same shapes.
+        solver : str, optional
+            A plugin of ``casadi.nlpsol``; by default the one chosen by ``opti.solver``, or else ipopt.
+        options : mapping, optional
+            Of ``casadi.nlpsol``, with ``solver``.
+        activity, threads, backend, **keywords
+            As for the class.
+
+        Raises
+        ------
+        ConditionsError
+            If a parameter is missing, or an output holds symbols of another stack.
+
+        Examples
+        --------
+        >>> import casadi as ca, torch
+        >>> opti = ca.Opti()
+        >>> x, p = opti.variable(2), opti.parameter(2)
+        >>> opti.minimize(ca.sumsqr(x - p))
+        >>> _ = opti.subject_to(ca.sum1(x) == 1)
+        >>> layer = CasadiLayer.from_opti(opti, [p], [x])
+        >>> layer(torch.tensor([2.0, 0.0], dtype=torch.float64))
+        tensor([ 1.5000, -0.5000], dtype=torch.float64)
+        """
+        settings = NlpSettings.read("x", activity, threads, dict(keywords))
+        return cls._of(OptiProblem.of(opti, parameters, outputs, solver, options, settings, backend))
+
+    @classmethod
+    def from_qp(
+        cls,
+        problem: Mapping[str, Any],
+        solver: str = "qrqp",
+        options: Mapping[str, Any] | None = None,
+        *,
+        outputs: str | Sequence[str] = "x",
+        threads: int = 1,
+        backend: Backend = "auto",
+        **keywords: Unpack[CommonKeywords],
+    ) -> Self:
+        """A quadratic program, solved by a plugin of ``casadi.qpsol`` (conic): qrqp, daqp, highs, osqp, ...
+
+        Parameters are those of the class; f is quadratic and g linear in x.
+        """
+        settings = NlpSettings.read(outputs, "exact", threads, dict(keywords))
+        program = NlpProgram.of(problem, backend)
+        return cls._of(NlpProblem(program, make_qpsol(program.oracle, solver, options), settings))
 
     @classmethod
     def _of(cls, problem: _LayerProblem) -> Self:

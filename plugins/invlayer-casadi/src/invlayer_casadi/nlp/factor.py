@@ -1,0 +1,101 @@
+"""The sparse Jacobian of the conditions at one sample: assembled by index, factorised by SuperLU when asked.
+
+Rows as in ``conditions.py``, unknowns (x, λ, ν):
+
+    [ H     ∂gᵀ         I          ]
+    [ Θ ∂g  −(1 − Θ) s  0          ]
+    [ Θ     0           −(1 − Θ) s ]
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+from scipy.sparse import csc_matrix
+from scipy.sparse.linalg import splu
+
+from invlayer_casadi.nlp.program import NlpProgram
+
+__all__ = ["KKTMatrix", "KKTPattern"]
+
+
+@final
+class KKTPattern:
+    """Where the entries are, shared by all samples: CSC index arrays, and where each value goes in them."""
+
+    def __init__(self, program: NlpProgram) -> None:
+        n, m = program.unknowns, program.constraints
+        self.size, self.constraints, self.unknowns = 2 * n + m, m, n
+        h_rows, h_columns = program.hessian_places
+        self.jacobian_rows, j_columns = program.jacobian_places
+        of_x, of_g, of_v = np.arange(n), n + np.arange(m), n + m + np.arange(n)
+        rows = [h_rows, j_columns, of_x, n + self.jacobian_rows, of_g, of_v, of_v]
+        columns = [h_columns, n + self.jacobian_rows, of_v, j_columns, of_g, of_x, of_v]
+        self.rows, self.columns = np.concatenate(rows), np.concatenate(columns)
+        self.order = np.lexsort((self.rows, self.columns))
+        self.indices = self.rows[self.order].astype(np.int32)
+        counts = np.bincount(self.columns, minlength=self.size)
+        self.pointers = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        self._ones = np.ones(n)
+
+    def matrix(
+        self, hessian: np.ndarray, jacobian: np.ndarray, weights: np.ndarray, scale: float
+    ) -> csc_matrix:
+        """Assemble from nonzeros of H and ∂g, and the weights θ of g and x joined."""
+        of_g, of_x = weights[: self.constraints], weights[self.constraints :]
+        values = np.concatenate(
+            [
+                *(hessian, jacobian, self._ones, of_g[self.jacobian_rows] * jacobian),
+                *(-(1.0 - of_g) * scale, of_x, -(1.0 - of_x) * scale),
+            ]
+        )
+        matrix = csc_matrix((values[self.order], self.indices, self.pointers), (self.size, self.size))
+        matrix.has_sorted_indices = matrix.has_canonical_format = True
+        return matrix
+
+
+@final
+class KKTMatrix:
+    """The Jacobian at one sample; factorised on the first solve.
+
+    Parameters
+    ----------
+    pattern : KKTPattern
+    hessian, jacobian, weights : ndarray
+    scale : float
+    """
+
+    def __init__(
+        self,
+        pattern: KKTPattern,
+        hessian: np.ndarray,
+        jacobian: np.ndarray,
+        weights: np.ndarray,
+        scale: float,
+    ) -> None:
+        self._assemble = lambda: pattern.matrix(hessian, jacobian, weights, scale)
+        self._factor: Any = None
+        self._matrices: dict[str, Any] = {}
+
+    def _solve(self, rhs: np.ndarray, way: str) -> np.ndarray:
+        """One step of refinement included, which costs less here than a product with F's own derivative."""
+        if self._factor is None:
+            matrix = self._assemble()
+            try:
+                self._factor = splu(matrix, permc_spec="COLAMD", relax=1, panel_size=1)
+            except RuntimeError:  # exactly singular: the solution is not finite
+                return np.full_like(rhs, np.nan)
+            self._matrices = {"N": matrix, "T": matrix.T}
+        solution: np.ndarray = self._factor.solve(rhs, way)
+        missing = rhs - self._matrices[way] @ solution
+        refined: np.ndarray = solution + self._factor.solve(missing, way)
+        return refined
+
+    def solve(self, rhs: np.ndarray) -> np.ndarray:
+        """J⁻¹ rhs; NaN if J is singular."""
+        return self._solve(rhs, "N")
+
+    def solve_transposed(self, rhs: np.ndarray) -> np.ndarray:
+        """J⁻ᵀ rhs; NaN if J is singular."""
+        return self._solve(rhs, "T")

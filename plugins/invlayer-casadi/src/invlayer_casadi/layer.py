@@ -111,7 +111,7 @@ class CasadiLayer(nn.Module):
         ConditionsError
             If it is none.
         """
-        if not isinstance(function, ca.Function) or not function.is_a("Nlpsol"):
+        if not isinstance(function, ca.Function) or function.is_null() or not function.is_a("Nlpsol"):
             raise ConditionsError(
                 f"CasadiLayer.from_nlpsol({function!r}): accepted is a Function made by casadi.nlpsol."
             )

@@ -9,7 +9,7 @@ Rows as in ``conditions.py``, unknowns (x, λ, ν):
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 from scipy.sparse import csc_matrix
@@ -18,6 +18,8 @@ from scipy.sparse.linalg import splu
 from invlayer_casadi.nlp.program import NlpProgram
 
 __all__ = ["KKTMatrix", "KKTPattern"]
+
+_ALLOWED: Final = 1e-13
 
 
 @final
@@ -57,13 +59,15 @@ class KKTPattern:
 
 @final
 class KKTMatrix:
-    """The Jacobian at one sample; factorised on the first solve.
+    """The Jacobian at one sample; factorised on the first solve, unless the factor of one nearby will do.
 
     Parameters
     ----------
     pattern : KKTPattern
     hessian, jacobian, weights : ndarray
     scale : float
+    nearby : KKTMatrix, optional
+        That of the last Newton step: with refinement its factor solves with this matrix, too.
     """
 
     def __init__(
@@ -73,24 +77,42 @@ class KKTMatrix:
         jacobian: np.ndarray,
         weights: np.ndarray,
         scale: float,
+        nearby: KKTMatrix | None = None,
     ) -> None:
         self._assemble = lambda: pattern.matrix(hessian, jacobian, weights, scale)
-        self._factor: Any = None
+        self._factor: Any = None if nearby is None else nearby._factor
+        self._borrowed = self._factor is not None
         self._matrices: dict[str, Any] = {}
 
     def _solve(self, rhs: np.ndarray, way: str) -> np.ndarray:
-        """One step of refinement included, which costs less here than a product with F's own derivative."""
-        if self._factor is None:
+        """Refined once, which costs less here than a product with F's own derivative."""
+        if not self._matrices:
             matrix = self._assemble()
-            try:
-                self._factor = splu(matrix, permc_spec="COLAMD", relax=1, panel_size=1)
-            except RuntimeError:  # exactly singular: the solution is not finite
-                return np.full_like(rhs, np.nan)
             self._matrices = {"N": matrix, "T": matrix.T}
+        if self._factor is None and not self._factorise():
+            return np.full_like(rhs, np.nan)
+        solution = self._refined(rhs, way)
+        if self._borrowed:
+            missing = np.abs(rhs - self._matrices[way] @ solution).max(initial=0.0)
+            if not missing <= _ALLOWED * np.abs(rhs).max(initial=0.0):
+                self._factor, self._borrowed = None, False
+                return self._solve(rhs, way)
+        return solution
+
+    def _refined(self, rhs: np.ndarray, way: str) -> np.ndarray:
         solution: np.ndarray = self._factor.solve(rhs, way)
-        missing = rhs - self._matrices[way] @ solution
-        refined: np.ndarray = solution + self._factor.solve(missing, way)
-        return refined
+        for _ in range(2 if self._borrowed else 1):
+            missing = rhs - self._matrices[way] @ solution
+            solution = solution + self._factor.solve(missing, way)
+        return solution
+
+    def _factorise(self) -> bool:
+        """False if the matrix is exactly singular."""
+        try:
+            self._factor = splu(self._matrices["N"], permc_spec="COLAMD", relax=1, panel_size=1)
+        except RuntimeError:
+            return False
+        return True
 
     def solve(self, rhs: np.ndarray) -> np.ndarray:
         """J⁻¹ rhs; NaN if J is singular."""

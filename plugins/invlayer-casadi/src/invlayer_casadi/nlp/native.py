@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from invlayer_casadi.expressions.buffers import ThreadFunctions
+from invlayer_casadi.nlp.factor import KKTMatrix
 from invlayer_casadi.nlp.polish import polished
 from invlayer_casadi.nlp.sample import SampleData, SamplePoint
 from invlayer_casadi.rootfinding.registered import iterations_of
@@ -53,7 +54,7 @@ class NlpSetting:
 class NativeNlp(Solver):
     """The Function with the conditions' own Newton steps; z0 holds the guess (x, λ, ν).
 
-    ``options`` has ``p, lbx, ubx, lbg, ubg, magnitude``, each ``(*batch, k)``.
+    ``options`` has ``p, lbx, ubx, lbg, ubg, unit``, each ``(*batch, k)``.
     """
 
     batched = True
@@ -69,7 +70,9 @@ class NativeNlp(Solver):
         """Solve the B problems; success, message and iterations are CasADi's, for each sample."""
         n, m = self.point.program.unknowns, self.point.program.constraints
         z = y0.detach().to("cpu", torch.float64, copy=True).contiguous().numpy()
-        given = {name: _rows(options[name], problem.batch) for name in (*_GIVEN, "magnitude")}
+        given = {name: _rows(options[name], problem.batch) for name in _GIVEN}
+        units = _rows(options["unit"], problem.batch)
+        z[:, n:] *= units
         reports: list[Any] = [None] * problem.batch
 
         def solve_rows(start: int) -> None:
@@ -87,7 +90,8 @@ class NativeNlp(Solver):
         else:
             with ThreadPoolExecutor(self.setting.threads, "invlayer-casadi") as pool:
                 list(pool.map(solve_rows, range(self.setting.threads)))
-        return _result(z, reports, y0, sparse=self.setting.sparse)
+        z[:, n:] /= units
+        return _result(z, reports, y0, units if self.setting.sparse else None, n)
 
     def _solve_one(self, row: Mapping[str, np.ndarray], z: np.ndarray) -> tuple[Any, ...]:
         """Leave the solution in z; success, iterations, message and matrix."""
@@ -105,10 +109,12 @@ class NativeNlp(Solver):
                 return False, -1, str(error).strip(), None
             stats = _stats(buffer)
         lower, upper = (np.concatenate([row[side + "g"], row[side + "x"]]) for side in ("lb", "ub"))
-        data = SampleData(row["p"], lower, upper, float(row["magnitude"][0]))
+        data = SampleData(row["p"], lower, upper)
         matrix = polished(self.point, z, data, self.setting.polish) if self.setting.polish else None
         if matrix is None and self.setting.sparse:
-            matrix = self.point.matrix(z, data, self.point.evaluate(z, data))
+            second = self.point.second(z, data)
+            at = self.point.evaluate(z, data, second.curvature)
+            matrix = self.point.matrix(z, data, at, second)
         success = bool(stats.get("success", True))
         return success, iterations_of(stats), str(stats.get("return_status", "")), matrix
 
@@ -121,17 +127,31 @@ def _stats(buffer: Any) -> dict[str, Any]:
     return found
 
 
-def _result(z: np.ndarray, reports: list[Any], like: Tensor, *, sparse: bool) -> SolverResult:
-    factors = [
-        None if matrix is None else Factor(matrix.solve, matrix.solve_transposed) for *_, matrix in reports
-    ]
+def _result(
+    z: np.ndarray, reports: list[Any], like: Tensor, units: np.ndarray | None, unknowns: int
+) -> SolverResult:
+    factors: list[Factor | None] = []
+    if units is not None:
+        for (*_, matrix), unit in zip(reports, units, strict=True):
+            factors.append(None if matrix is None else _in_units(matrix, float(unit[0]), unknowns))
     return SolverResult(
         y=torch.from_numpy(z).to(like),
         success=torch.tensor([report[0] for report in reports], dtype=torch.bool),
         iterations=torch.tensor([report[1] for report in reports], dtype=torch.int64),
         message=tuple(report[2] for report in reports),
-        aux={"factor": factors} if sparse and any(factors) else {},
+        aux={"factor": factors} if any(factors) else {},
     )
+
+
+def _in_units(matrix: KKTMatrix, unit: float, unknowns: int) -> Factor:
+    """J times diag(1, unit, unit), as the conditions have it."""
+
+    def scaled(vector: np.ndarray) -> np.ndarray:
+        copy = np.array(vector)
+        copy[unknowns:] /= unit
+        return copy
+
+    return Factor(lambda rhs: scaled(matrix.solve(rhs)), lambda rhs: matrix.solve_transposed(scaled(rhs)))
 
 
 def _rows(tensor: Tensor, batch: int) -> np.ndarray:

@@ -18,19 +18,22 @@ _GAIN: Final = 0.1
 
 def polished(point: SamplePoint, z: np.ndarray, data: SampleData, most: int) -> KKTMatrix | None:
     """Take up to ``most`` steps from z, which is changed; the matrix at the result, if it is known."""
-    at = point.evaluate(z, data)
-    if not at.size <= _NEAR * (1.0 + np.abs(z).max(initial=0.0)):  # NaN, or a failure
+    second = point.second(z, data)
+    at = point.evaluate(z, data, second.curvature)
+    if not at.size <= _NEAR * (1.0 + np.abs(at.value).max(initial=0.0)):  # NaN, or a failure
         return None
+    matrix = None
     for _ in range(most):
-        if at.size <= _DONE * (1.0 + np.abs(z).max(initial=0.0)):
-            return None
-        matrix = point.matrix(z, data, at)
+        nearby, matrix = matrix, point.matrix(z, data, at, second)
+        if at.size <= _DONE * (1.0 + np.abs(at.value).max(initial=0.0)):
+            return point.matrix(z, data, at, second, nearby)
         moved = z - matrix.solve(at.residual)
-        new = point.evaluate(moved, data)
+        new = point.evaluate(moved, data, second.curvature)
         if not new.size < at.size:
             return matrix
         settled = new.size > _GAIN * at.size  # rounding error is all that is left
         z[:], at = moved, new
+        second = point.second(z, data)
         if settled:
-            return None
-    return None
+            break
+    return point.matrix(z, data, at, second, matrix)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import invlayer_core as inv
-from invlayer_casadi.nlp.conditions import ACTIVITIES, Activity, NlpConditions, scale_of
+from invlayer_casadi.nlp.conditions import ACTIVITIES, Activity, NlpConditions
 from invlayer_casadi.nlp.native import NativeNlp, NlpSetting
 from invlayer_casadi.nlp.program import NlpProgram
 from invlayer_casadi.nlp.sample import SamplePoint
@@ -106,12 +106,12 @@ class NlpProblem:
         values = self._read(p, given)
         batch = torch.broadcast_shapes(*(value.shape[:-1] for value in values.values()))
         guesses = [values[name].detach().expand(*batch, -1) for name in ("x0", "lam_g0", "lam_x0")]
-        start = torch.cat(guesses, -1)
-        magnitude = self.program.magnitude(guesses[0], values["p"].detach(), guesses[1])
-        args = (*(values[name] for name in _GIVEN), magnitude)
+        unit = self.conditions.unit(guesses[0], values["p"].detach(), guesses[1])
+        start = torch.cat([guesses[0], guesses[1] / unit, guesses[2] / unit], -1)
+        args = (*(values[name] for name in _GIVEN), unit)
         options = {
             name: arg.detach().expand(*batch, arg.shape[-1])
-            for name, arg in zip((*_GIVEN, "magnitude"), args, strict=True)
+            for name, arg in zip((*_GIVEN, "unit"), args, strict=True)
         }
         found = inv.root(
             self.conditions, start, args, solver=self.solver, options=options,
@@ -119,7 +119,7 @@ class NlpProblem:
         )  # fmt: skip
         z, *info = found if self.keywords.get("return_info") else (found,)
         self._warn_of_weakly_active(z, args)
-        results = self._outputs(z, args[0])
+        results = self._outputs(z, args[0], unit)
         return (results, *info) if info else results
 
     def _read(self, p: Any, given: dict[str, Any]) -> dict[str, Tensor]:
@@ -145,8 +145,8 @@ class NlpProblem:
             dtype = torch.promote_types(dtype, value.dtype)
         return {name: value.to(dtype) for name, value in values.items()}
 
-    def _outputs(self, z: Tensor, p: Tensor) -> Any:
-        x, lam_g, lam_x = self.conditions.split(z)
+    def _outputs(self, z: Tensor, p: Tensor, unit: Tensor) -> Any:
+        x, lam_g, lam_x = self.conditions.split(z, unit)
         found = {"x": x, "lam_g": lam_g, "lam_x": lam_x}
         if {"f", "g"} & set(self.settings.outputs):
             found["f"], found["g"] = self.program.values(x, p)
@@ -158,14 +158,14 @@ class NlpProblem:
         if not z.requires_grad or _functorch.is_active():
             return
         with torch.no_grad():
-            x, lam_g, lam_x = self.conditions.split(z.detach())
-            p, lbx, ubx, lbg, ubg, magnitude = args
-            _, g = self.program.values(x, p)
+            x, lam_g, lam_x = self.conditions.split(z.detach(), args[-1])
+            p, lbx, ubx, lbg, ubg, _ = args
+            gradient, g = self.program.first(x, p, lam_g)
             lower = torch.cat([lbg.expand_as(g), lbx.expand_as(x)], -1)
             upper = torch.cat([ubg.expand_as(g), ubx.expand_as(x)], -1)
             value = torch.cat([g, x], -1)
             slack = torch.minimum(value - lower, upper - value).abs()
-            scaled = torch.cat([lam_g, lam_x], -1).abs() * scale_of(lam_g, lam_x, magnitude)
+            scaled = torch.cat([lam_g, lam_x], -1).abs() * self.conditions.scale(x, p, lam_g, lam_x, gradient)
             near = _WEAK if z.dtype == torch.float64 else 1e-2
             weak = (slack <= near) & (scaled <= near) & (lower != upper)
         if bool(weak.any()):

@@ -42,8 +42,6 @@ class NlpProgram:
         ``(x, p, λ) -> (∇ₓf + ∂gᵀλ, g)``.
     second : CasadiFunction
         ``(x, p, λ) -> (∇²ₓ of the Lagrangian, ∂g/∂x)``, dense outputs of sparse Functions.
-    magnitude : CasadiFunction
-        ``(x, p, λ)`` ↦ the largest entry of ∇ₓ and ∇²ₓ of the Lagrangian, by its size.
     """
 
     def __init__(self, oracle: ca.Function, backend: Backend = "auto") -> None:
@@ -52,9 +50,9 @@ class NlpProgram:
             expanded = _expanded(oracle)
             self.unknowns, self.constraints = expanded.numel_in(0), expanded.numel_out(1)
             self.parameters = expanded.numel_in(1)
-            first, second, magnitude = _derivatives(expanded)
-            self.values, self.first, self.second, self.magnitude = (
-                CasadiFunction(each, backend=backend) for each in (expanded, first, second, magnitude)
+            first, second = _derivatives(expanded)
+            self.values, self.first, self.second = (
+                CasadiFunction(each, backend=backend) for each in (expanded, first, second)
             )
             self.sparse_first = Expression(first, "casadi")
             self.sparse_second = Expression(second, "casadi")
@@ -109,7 +107,7 @@ def _expanded(oracle: ca.Function) -> ca.Function:
     return expanded
 
 
-def _derivatives(oracle: ca.Function) -> tuple[ca.Function, ca.Function, ca.Function]:
+def _derivatives(oracle: ca.Function) -> tuple[ca.Function, ca.Function]:
     kind: Any = ca.SX if oracle.is_a("SXFunction") else ca.MX
     x, p = (kind.sym(name, oracle.sparsity_in(i)) for i, name in enumerate("xp"))
     multipliers = kind.sym("lam_g", oracle.numel_out(1))
@@ -122,5 +120,4 @@ def _derivatives(oracle: ca.Function) -> tuple[ca.Function, ca.Function, ca.Func
     first = ca.Function("conditions", inputs, [gradient, constraints], names, ["gradient", "g"])
     jacobian = ca.jacobian(constraints, x)
     second = ca.Function("second", inputs, [hessian, jacobian], names, ["hessian", "jacobian"])
-    largest = ca.mmax(ca.fabs(ca.vertcat(gradient, hessian.nz[:])))
-    return first, second, ca.Function("magnitude", inputs, [ca.densify(largest)], names, ["magnitude"])
+    return first, second

@@ -11,7 +11,7 @@ from invlayer_casadi.nlp.conditions import Activity
 from invlayer_casadi.nlp.factor import KKTMatrix, KKTPattern
 from invlayer_casadi.nlp.program import NlpProgram
 
-__all__ = ["Evaluation", "SampleData", "SamplePoint"]
+__all__ = ["Evaluation", "SampleData", "SamplePoint", "SecondDerivatives"]
 
 
 @final
@@ -21,7 +21,6 @@ class SampleData(NamedTuple):
     p: np.ndarray
     lower: np.ndarray  # of (g, x)
     upper: np.ndarray
-    magnitude: float
 
 
 @final
@@ -31,11 +30,16 @@ class Evaluation(NamedTuple):
     residual: np.ndarray
     value: np.ndarray  # (g, x)
     scale: float
+    size: float  # ‖F‖∞, its first rows in the units of the others
 
-    @property
-    def size(self) -> float:
-        """‖F‖∞."""
-        return float(np.abs(self.residual).max(initial=0.0))
+
+@final
+class SecondDerivatives(NamedTuple):
+    """Nonzeros of H and ∂g, and the largest of H."""
+
+    hessian: np.ndarray
+    jacobian: np.ndarray
+    curvature: float
 
 
 @final
@@ -51,31 +55,51 @@ class SamplePoint:
     def __reduce__(self) -> tuple[Any, ...]:
         return SamplePoint, (self.program, self.activity)
 
-    def evaluate(self, z: np.ndarray, data: SampleData) -> Evaluation:
-        """F(z), with exact rows."""
+    def evaluate(self, z: np.ndarray, data: SampleData, curvature: float) -> Evaluation:
+        """F(z), with exact rows; the curvature is that of ``second``, here or nearby."""
         n, m = self.program.unknowns, self.program.constraints
         x, gradient, g = z[:n].copy(), np.zeros(n), np.zeros(m)
         self._first.buffer(1)([x, data.p, z[n : n + m].copy()], [gradient, g])
-        value, scale = np.concatenate([g, x]), _scale(z[n:], data.magnitude)
+        value, scale = np.concatenate([g, x]), _scale(z[n:], curvature)
         with np.errstate(invalid="ignore"):
             rows = value - np.clip(value + scale * z[n:], data.lower, data.upper)
         fixed = data.lower == data.upper
         rows[fixed] = (value - data.lower)[fixed]
-        return Evaluation(np.concatenate([gradient + z[n + m :], rows]), value, scale)
+        lengths = float(np.abs(rows).max(initial=0.0))
+        if self.activity == "exact":
+            inactive = (value + scale * z[n:] <= data.upper) & (value + scale * z[n:] >= data.lower) & ~fixed
+            rows[inactive] = -z[n:][inactive]
+        stationarity = gradient + z[n + m :]
+        size = max(scale * float(np.abs(stationarity).max(initial=0.0)), lengths)
+        if np.isnan(stationarity).any():  # which max() may pass over
+            size = np.nan
+        return Evaluation(np.concatenate([stationarity, rows]), value, scale, size)
 
-    def matrix(self, z: np.ndarray, data: SampleData, at: Evaluation) -> KKTMatrix:
-        """∂F/∂z, not factorised yet."""
+    def second(self, z: np.ndarray, data: SampleData) -> SecondDerivatives:
+        """H and ∂g at z."""
         n, m = self.program.unknowns, self.program.constraints
         function = self.program.sparse_second.function
         hessian, jacobian = np.zeros(function.nnz_out(0)), np.zeros(function.nnz_out(1))
         self._second.buffer(1)([z[:n].copy(), data.p, z[n : n + m].copy()], [hessian, jacobian])
+        return SecondDerivatives(hessian, jacobian, float(np.abs(hessian).max(initial=0.0)))
+
+    def matrix(
+        self,
+        z: np.ndarray,
+        data: SampleData,
+        at: Evaluation,
+        second: SecondDerivatives,
+        nearby: KKTMatrix | None = None,
+    ) -> KKTMatrix:
+        """∂F/∂z, not factorised yet."""
+        n, unit = self.program.unknowns, 1.0 if self.activity == "exact" else at.scale
         weights = _weights(at.value, at.scale * z[n:], data.lower, data.upper, self.activity)
-        return KKTMatrix(self.pattern, hessian, jacobian, weights, at.scale)
+        return KKTMatrix(self.pattern, second.hessian, second.jacobian, weights, unit, nearby)
 
 
-def _scale(multipliers: np.ndarray, magnitude: float) -> float:
+def _scale(multipliers: np.ndarray, curvature: float) -> float:
     """As ``scale_of`` has it."""
-    largest = max(float(np.abs(multipliers).max(initial=0.0)), magnitude)
+    largest = max(float(np.abs(multipliers).max(initial=0.0)), curvature)
     return 1.0 / largest if 0 < largest < np.inf else 1.0
 
 

@@ -27,7 +27,6 @@ QUIET: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "qrsqp": {
             "print_header": False,
             "print_iteration": False,
-            "print_status": False,
             "qpsol": "qrqp",
             "qpsol_options": {"print_iter": False, "print_header": False, "print_info": False},
         },

@@ -1,4 +1,4 @@
-"""Published optima (Hock & Schittkowski 1981), as nlpsol problems and through Opti, with 60-digit derivatives.
+"""Published optima (Hock & Schittkowski 1981), by nlpsol and through Opti, with 60-digit derivatives.
 
 ``data/hs.json`` names its sources; in it L = f − Σ l eq − Σ m ineq with eq = 0, ineq ≥ 0, m ≥ 0.
 """

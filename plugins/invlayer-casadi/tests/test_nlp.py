@@ -1,4 +1,4 @@
-"""CasadiLayer on nonlinear and quadratic programs: gradients, degenerate cases, failures, inputs and outputs."""
+"""CasadiLayer on nonlinear and quadratic programs: gradients, degenerate cases, failures, inputs."""
 
 import copy
 import math

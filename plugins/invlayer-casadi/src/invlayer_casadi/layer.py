@@ -28,7 +28,7 @@ class _LayerProblem(Protocol):
 
 @final
 class CasadiLayer(nn.Module):
-    """A nonlinear program, solved by CasADi, as a layer: ``x = layer(p, lbx=..., ubx=..., lbg=..., ubg=...)``.
+    """A nonlinear program, solved by CasADi: ``x = layer(p, lbx=..., ubx=..., lbg=..., ubg=...)``.
 
     The solution is certified by the KKT conditions of the problem, per sample, and differentiated through
     them, to any order, by parameters and by bounds; CasADi gives exact Hessians and Jacobians, whose sparsity
@@ -44,24 +44,24 @@ class CasadiLayer(nn.Module):
     options : mapping, optional
         The options of ``casadi.nlpsol``. ipopt is silent by default.
     outputs : str or sequence of str
-        What a call returns, one tensor or a tuple: of ``"x"``, ``"f"``, ``"g"``, ``"lam_x"``, ``"lam_g"``. All
-        are differentiable. Multipliers have CasADi's signs: positive at an upper bound.
+        What a call returns, one tensor or a tuple: of ``"x"``, ``"f"``, ``"g"``, ``"lam_x"``, ``"lam_g"``.
+        All are differentiable. Multipliers have CasADi's signs: positive at an upper bound.
     activity : {"exact", "soft"}
-        How inequalities enter the derivative: as the active set; or smoothed, as in the barrier problem that an
-        interior-point method stopped at.
+        How inequalities enter the derivative: as the active set; or smoothed, as in the barrier problem that
+        an interior-point method stopped at.
     threads : int
         How many samples are solved at a time.
     backend : {"auto", "casadi", "torch"}
         Who evaluates the conditions; see :class:`CasadiFunction`.
     **keywords
-        ``on_failure, atol, rtol, polish, adjoint, return_info``, as in :func:`invlayer_core.root`. ``polish`` is
-        ``"auto"``: Newton steps settle the active set and take the solution to rounding error.
+        ``on_failure, atol, rtol, polish, adjoint, return_info``, as in :func:`invlayer_core.root`. ``polish``
+        is ``"auto"``: Newton steps settle the active set and take the solution to rounding error.
 
     Notes
     -----
-    A call takes ``p`` ``(*batch, np)`` (not where the problem has none) and, by keyword, ``lbx, ubx, lbg, ubg``,
-    with gradients, and the guess ``x0, lam_x0, lam_g0``, without: tensors ``(*batch, k)``, or numbers for all
-    entries. Batch dims broadcast. As in CasADi, bounds are infinite and guesses zero by default.
+    A call takes ``p`` ``(*batch, np)`` (not where the problem has none) and, by keyword, ``lbx, ubx, lbg,
+    ubg``, with gradients, and the guess ``x0, lam_x0, lam_g0``, without: tensors ``(*batch, k)``, or numbers
+    for all entries. Batch dims broadcast. As in CasADi, bounds are infinite and guesses zero by default.
 
     Examples
     --------
@@ -142,8 +142,8 @@ class CasadiLayer(nn.Module):
             All of the stack's ``opti.parameter()``, in the order in which the layer takes them. A column of r
             rows is a tensor ``(*batch, r)``, a matrix ``(*batch, r, c)``.
         outputs : sequence of MX
-            What the layer returns: variables, ``opti.dual(constraint)``, or any expression of them; one tensor
-            or a tuple, in the same shapes.
+            What the layer returns: variables, ``opti.dual(constraint)``, or any expression of them; one
+            tensor or a tuple, in the same shapes.
         solver : str, optional
             A plugin of ``casadi.nlpsol``; by default the one chosen by ``opti.solver``, or else ipopt.
         options : mapping, optional

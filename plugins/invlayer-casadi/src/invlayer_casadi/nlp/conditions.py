@@ -5,9 +5,10 @@ With z = (x, λ, ν), the multipliers λ of lbg ≤ g ≤ ubg and ν of lbx ≤ 
     F(z) = [ ∇ₓf + ∂gᵀλ + ν ;  c − Π(c + s μ) ],      Π the projection on [lower, upper].
 
 The second row is the *natural residual* (Facchinei & Pang 2003, section 1.5): zero exactly where c is within
-its bounds and μ has the sign that goes with the bound that is attained. It is c − upper where c + s μ > upper,
-c − lower where c + s μ < lower, and −s μ in between (here −μ, which has the units of the first row): the primal–dual test of the active set (Hintermüller, Ito
-& Kunisch 2002), for one multiplier of two bounds. s makes μ a length, whatever the units of f: ``scale_of``.
+its bounds and μ has the sign that goes with the bound that is attained. It is c − upper where c + s μ is
+above that, c − lower where it is below that, and −s μ in between (here −μ, which has the units of the first
+row): the primal–dual test of the active set (Hintermüller, Ito & Kunisch 2002), for one multiplier of two
+bounds. s makes μ a length, whatever the units of f: ``scale_of``.
 
 *Soft* rows are θ (c − bound) − (1 − θ) s μ with θ = s|μ| / (s|μ| + slack), whose derivative is that of
 slack · μ = const, the perturbed complementarity that an interior-point method stopped at. θ ∈ {0, 1} is the

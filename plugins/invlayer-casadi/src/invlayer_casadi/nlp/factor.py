@@ -41,20 +41,28 @@ class KKTPattern:
         self.pointers = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         self._ones = np.ones(n)
 
-    def matrix(
+    def values(
         self, hessian: np.ndarray, jacobian: np.ndarray, weights: np.ndarray, scale: float
-    ) -> csc_matrix:
-        """Assemble from nonzeros of H and ∂g, and the weights θ of g and x joined."""
+    ) -> np.ndarray:
+        """The entries, in the order of ``rows`` and ``columns``; the weights are θ of g and x joined."""
         of_g, of_x = weights[: self.constraints], weights[self.constraints :]
-        values = np.concatenate(
+        return np.concatenate(
             [
                 *(hessian, jacobian, self._ones, of_g[self.jacobian_rows] * jacobian),
                 *(-(1.0 - of_g) * scale, of_x, -(1.0 - of_x) * scale),
             ]
         )
+
+    def assembled(self, values: np.ndarray) -> csc_matrix:
+        """The matrix of these entries."""
         matrix = csc_matrix((values[self.order], self.indices, self.pointers), (self.size, self.size))
         matrix.has_sorted_indices = matrix.has_canonical_format = True
         return matrix
+
+    def product(self, values: np.ndarray, vector: np.ndarray, way: str) -> np.ndarray:
+        """J or Jᵀ times a vector."""
+        to, of = (self.rows, self.columns) if way == "N" else (self.columns, self.rows)
+        return np.bincount(to, values * vector[of], self.size)
 
 
 @final
@@ -79,21 +87,17 @@ class KKTMatrix:
         scale: float,
         nearby: KKTMatrix | None = None,
     ) -> None:
-        self._assemble = lambda: pattern.matrix(hessian, jacobian, weights, scale)
+        self._pattern, self._values = pattern, pattern.values(hessian, jacobian, weights, scale)
         self._factor: Any = None if nearby is None else nearby._factor
         self._borrowed = self._factor is not None
-        self._matrices: dict[str, Any] = {}
 
     def _solve(self, rhs: np.ndarray, way: str) -> np.ndarray:
         """Refined once, which costs less here than a product with F's own derivative."""
-        if not self._matrices:
-            matrix = self._assemble()
-            self._matrices = {"N": matrix, "T": matrix.T}
         if self._factor is None and not self._factorise():
             return np.full_like(rhs, np.nan)
         solution = self._refined(rhs, way)
         if self._borrowed:
-            missing = np.abs(rhs - self._matrices[way] @ solution).max(initial=0.0)
+            missing = np.abs(rhs - self._pattern.product(self._values, solution, way)).max(initial=0.0)
             if not missing <= _ALLOWED * np.abs(rhs).max(initial=0.0):
                 self._factor, self._borrowed = None, False
                 return self._solve(rhs, way)
@@ -102,14 +106,16 @@ class KKTMatrix:
     def _refined(self, rhs: np.ndarray, way: str) -> np.ndarray:
         solution: np.ndarray = self._factor.solve(rhs, way)
         for _ in range(2 if self._borrowed else 1):
-            missing = rhs - self._matrices[way] @ solution
+            missing = rhs - self._pattern.product(self._values, solution, way)
             solution = solution + self._factor.solve(missing, way)
         return solution
 
     def _factorise(self) -> bool:
         """False if the matrix is exactly singular."""
         try:
-            self._factor = splu(self._matrices["N"], permc_spec="COLAMD", relax=1, panel_size=1)
+            self._factor = splu(
+                self._pattern.assembled(self._values), permc_spec="COLAMD", relax=1, panel_size=1
+            )
         except RuntimeError:
             return False
         return True

@@ -132,8 +132,8 @@ class NlpProblem:
         if (p is None) != (self.program.parameters == 0):
             raise inv.ConditionsError(
                 f"CasadiLayer: the problem has {self.program.parameters} parameters, and p "
-                f"{'is missing' if p is None else 'was given'}; accepted is layer(p, lbx=..., ...) where there "
-                "are some, and layer(lbx=..., ...) where there are none."
+                f"{'is missing' if p is None else 'was given'}; accepted is layer(p, lbx=..., ...) where "
+                "there are some, and layer(lbx=..., ...) where there are none."
             )
         like = _first_tensor([p, *given.values()])
         defaults = {"lbx": -torch.inf, "ubx": torch.inf, "lbg": -torch.inf, "ubg": torch.inf}
@@ -173,8 +173,8 @@ class NlpProblem:
             count = self.program.constraints
             name = f"g[{constraint}]" if constraint < count else f"x[{constraint - count}]"
             warn_user(
-                f"CasadiLayer: a constraint is weakly active (sample {sample}: {name}): it holds with equality, "
-                "but its multiplier vanishes, so that x has only one-sided derivatives there. The derivative "
+                f"CasadiLayer: a constraint is weakly active (sample {sample}: {name}): it holds with "
+                "equality, but its multiplier vanishes, so that x has only one-sided derivatives there. The derivative "
                 "is that without the constraint, or with it, as rounding decides.",
                 inv.DegeneracyWarning,
             )
@@ -195,7 +195,7 @@ def _tensor(name: str, value: Any, size: int, default: float, like: Tensor) -> T
             value = value.expand(size)
     if value.ndim == 0 or value.shape[-1] != size or not value.is_floating_point():
         raise inv.ConditionsError(
-            f"CasadiLayer: {name} came with shape {tuple(value.shape)} and dtype {value.dtype}; accepted is a "
-            f"real floating-point tensor of shape (*batch, {size}), or a number for all entries."
+            f"CasadiLayer: {name} came with shape {tuple(value.shape)} and dtype {value.dtype}; accepted is "
+            f"a real floating-point tensor of shape (*batch, {size}), or a number for all entries."
         )
     return value

@@ -1,4 +1,4 @@
-"""The Functions that solve a program: made by casadi.nlpsol and casadi.qpsol, silent unless asked otherwise."""
+"""The Functions that solve a program: made by casadi.nlpsol and casadi.qpsol, silent by default."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self, Unpack, final
+from typing import Any, Protocol, Self, final
 
 import casadi as ca
 from torch import nn
@@ -16,7 +16,6 @@ from invlayer_casadi.nlp.program import NlpProgram
 from invlayer_casadi.nlp.solver_functions import make_nlpsol, make_qpsol
 from invlayer_casadi.rootfinding.problem import RootfinderProblem
 from invlayer_core import ConditionsError
-from invlayer_core.call import CommonKeywords
 
 __all__ = ["CasadiLayer"]
 
@@ -86,7 +85,7 @@ class CasadiLayer(nn.Module):
         activity: Activity = "exact",
         threads: int = 1,
         backend: Backend = "auto",
-        **keywords: Unpack[CommonKeywords],
+        **keywords: Any,
     ) -> None:
         super().__init__()
         settings = NlpSettings.read(outputs, activity, threads, dict(keywords))
@@ -102,7 +101,7 @@ class CasadiLayer(nn.Module):
         activity: Activity = "exact",
         threads: int = 1,
         backend: Backend = "auto",
-        **keywords: Unpack[CommonKeywords],
+        **keywords: Any,
     ) -> Self:
         """The same for a Function made by ``casadi.nlpsol``, as it is.
 
@@ -130,7 +129,7 @@ class CasadiLayer(nn.Module):
         activity: Activity = "exact",
         threads: int = 1,
         backend: Backend = "auto",
-        **keywords: Unpack[CommonKeywords],
+        **keywords: Any,
     ) -> Self:
         """``layer(*parameters)`` solves an Opti stack, and returns expressions of its variables and duals.
 
@@ -180,7 +179,7 @@ class CasadiLayer(nn.Module):
         outputs: str | Sequence[str] = "x",
         threads: int = 1,
         backend: Backend = "auto",
-        **keywords: Unpack[CommonKeywords],
+        **keywords: Any,
     ) -> Self:
         """A quadratic program, solved by a plugin of ``casadi.qpsol`` (conic): qrqp, daqp, highs, osqp, ...
 
@@ -204,7 +203,7 @@ class CasadiLayer(nn.Module):
         *,
         threads: int = 1,
         backend: Backend = "auto",
-        **keywords: Unpack[CommonKeywords],
+        **keywords: Any,
     ) -> Self:
         """``layer(*parameters, x0=...)`` is the root that a ``casadi.rootfinder`` Function finds.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Final, Literal, final
 
@@ -18,7 +19,6 @@ from invlayer_casadi.expressions.execution import (
 )
 from invlayer_casadi.expressions.program import Program, UntranslatableError, program_of
 from invlayer_core import ConditionsError, ConvergenceWarning, PerformanceWarning
-from invlayer_core.errors import warn_user
 
 __all__ = ["Backend", "Expression"]
 
@@ -108,10 +108,11 @@ class Expression:
             results = run_program(self._execution(precise), precise)
             return [result.to(like.dtype) for result in results]
         if not on_cpu and self.backend == "auto":
-            warn_user(
+            warnings.warn(
                 f"CasadiFunction {self.function.name()!r} is evaluated on the CPU, though its tensors are on "
                 f"{like.device}: {self.untranslatable}. backend='casadi' asks for that, and silences this.",
                 PerformanceWarning,
+                stacklevel=2,
             )
         return [result.to(like) for result in self._by_casadi(inputs, like.shape[0])]
 
@@ -149,8 +150,9 @@ class Expression:
                 for target in targets:
                     target[i] = float("nan")
         if failed:
-            warn_user(
+            warnings.warn(
                 f"CasadiFunction {self.function.name()!r}: {len(failed)} of {results[0].shape[0]} samples "
                 f"are NaN, for a solver inside failed; sample {failed[0][0]}: {failed[0][1]}",
                 ConvergenceWarning,
+                stacklevel=2,
             )

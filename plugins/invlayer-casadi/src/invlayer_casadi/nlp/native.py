@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import invlayer_core as inv
 from invlayer_casadi.expressions.buffers import ThreadFunctions
 from invlayer_casadi.nlp.factor import KKTMatrix
 from invlayer_casadi.nlp.polish import polished
 from invlayer_casadi.nlp.sample import SampleData, SamplePoint
 from invlayer_casadi.rootfinding.registered import iterations_of
 from invlayer_core import BatchProblem, Solver, SolverResult
-from invlayer_core.linear import Factor
 
 __all__ = ["NativeNlp", "NlpSetting"]
 
@@ -130,7 +130,7 @@ def _stats(buffer: Any) -> dict[str, Any]:
 def _result(
     z: np.ndarray, reports: list[Any], like: Tensor, units: np.ndarray | None, unknowns: int
 ) -> SolverResult:
-    factors: list[Factor | None] = []
+    factors: list[inv.linear.Factor | None] = []
     if units is not None:
         for (*_, matrix), unit in zip(reports, units, strict=True):
             factors.append(None if matrix is None else _in_units(matrix, float(unit[0]), unknowns))
@@ -143,7 +143,7 @@ def _result(
     )
 
 
-def _in_units(matrix: KKTMatrix, unit: float, unknowns: int) -> Factor:
+def _in_units(matrix: KKTMatrix, unit: float, unknowns: int) -> inv.linear.Factor:
     """J times diag(1, unit, unit), as the conditions have it."""
 
     def scaled(vector: np.ndarray) -> np.ndarray:
@@ -151,7 +151,9 @@ def _in_units(matrix: KKTMatrix, unit: float, unknowns: int) -> Factor:
         copy[unknowns:] /= unit
         return copy
 
-    return Factor(lambda rhs: scaled(matrix.solve(rhs)), lambda rhs: matrix.solve_transposed(scaled(rhs)))
+    return inv.linear.Factor(
+        lambda rhs: scaled(matrix.solve(rhs)), lambda rhs: matrix.solve_transposed(scaled(rhs))
+    )
 
 
 def _rows(tensor: Tensor, batch: int) -> np.ndarray:

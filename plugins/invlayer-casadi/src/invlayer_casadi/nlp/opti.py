@@ -93,8 +93,8 @@ class OptiProblem:
         unknown = sorted(set(guesses) - {"x0", "lam_x0", "lam_g0"})
         if unknown:
             raise TypeError(
-                f"CasadiLayer.from_opti: unknown inputs {unknown}; accepted are the parameters in their "
-                "order, and x0, lam_x0, lam_g0."
+                f"CasadiLayer.from_opti: unknown inputs {unknown}; accepted are the parameters in "
+                "their order, and x0, lam_x0, lam_g0."
             )
         p = self.parameters(*parameters) if self.parameters is not None else None
         like = p if p is not None else torch.empty(0, dtype=torch.float64)
@@ -113,9 +113,9 @@ def _function(name: str, inputs: list[Any], outputs: list[Any], what: str) -> ca
     except (RuntimeError, NotImplementedError) as error:
         last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
         raise ConditionsError(
-            f"CasadiLayer.from_opti: {what} do not fit the stack ({' '.join(last)}). Accepted are "
-            "parameters=[...] with every opti.parameter() of the problem, and outputs=[...] of expressions in "
-            "its variables, parameters and duals."
+            f"CasadiLayer.from_opti: {what} do not fit the stack ({' '.join(last)}). Accepted "
+            "are parameters=[...] with every opti.parameter() of the problem, and outputs=[...] of "
+            "expressions in its variables, parameters and duals."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -16,10 +17,6 @@ from invlayer_casadi.nlp.native import NativeNlp, NlpSetting
 from invlayer_casadi.nlp.program import NlpProgram
 from invlayer_casadi.nlp.sample import SamplePoint
 from invlayer_core import _functorch
-from invlayer_core.adjoints import Implicit
-from invlayer_core.errors import warn_user
-from invlayer_core.jacobians import SparsityPattern
-from invlayer_core.linear import SparseLU
 
 __all__ = ["OUTPUTS", "NlpProblem", "NlpSettings"]
 
@@ -93,13 +90,14 @@ class NlpProblem:
     def __reduce__(self) -> tuple[Any, ...]:
         return NlpProblem, (self.program, self.function, self.settings)
 
-    def _adjoint(self) -> Implicit:
+    def _adjoint(self) -> inv.adjoints.Implicit:
         """Dense and forgiving where it is small; by sparse factors else."""
         if not self.sparse:
-            return Implicit(singular="consistent")
+            return inv.adjoints.Implicit(singular="consistent")
         pattern = self.solver.point.pattern
         places = torch.from_numpy(pattern.rows), torch.from_numpy(pattern.columns)
-        return Implicit(linear_solver=SparseLU(SparsityPattern.of(places, (self.size, self.size))))
+        sparsity = inv.jacobians.SparsityPattern.of(places, (self.size, self.size))
+        return inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(sparsity))
 
     def solve(self, p: Any = None, **given: Any) -> Any:
         """The outputs asked for, with the info if that is asked for, too."""
@@ -172,11 +170,12 @@ class NlpProblem:
             sample, constraint = weak.reshape(-1, weak.shape[-1]).nonzero()[0].tolist()
             count = self.program.constraints
             name = f"g[{constraint}]" if constraint < count else f"x[{constraint - count}]"
-            warn_user(
+            warnings.warn(
                 f"CasadiLayer: a constraint is weakly active (sample {sample}: {name}): it holds with "
-                "equality, but its multiplier vanishes, so that x has only one-sided derivatives there. The derivative "
-                "is that without the constraint, or with it, as rounding decides.",
+                "equality, but its multiplier vanishes, so that x has only one-sided derivatives there. The "
+                "derivative is that without the constraint, or with it, as rounding decides.",
                 inv.DegeneracyWarning,
+                stacklevel=5,  # at the call of the layer
             )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from invlayer_casadi.expressions.differentiation import apply_expression
-from invlayer_casadi.expressions.expression import Backend, Expression
+from invlayer_casadi.expressions.expression import Backend, Expression, OnFailure
 from invlayer_casadi.expressions.ports import input_ports, output_ports
 from invlayer_core import ConditionsError
 
@@ -32,6 +32,9 @@ class CasadiFunction:
         Who evaluates: CasADi on the CPU; or torch, by a translation of the scalar instructions, where the
         tensors are. ``"auto"`` takes torch on any other device than the CPU, and for large batches on it, if
         there is a translation (``untranslatable`` tells why not); :meth:`backend_for` tells which.
+    on_failure : {"raise", "warn", "nan"}
+        Where a solver or integrator inside the Function fails for a sample: an error for the whole call; NaN
+        for that sample, with a warning; or NaN in silence.
 
     Raises
     ------
@@ -57,7 +60,9 @@ class CasadiFunction:
             [ 8., 15.]])
     """
 
-    def __init__(self, function: ca.Function, *, backend: Backend = "auto") -> None:
+    def __init__(
+        self, function: ca.Function, *, backend: Backend = "auto", on_failure: OnFailure = "warn"
+    ) -> None:
         if not isinstance(function, ca.Function) or function.is_null():
             raise ConditionsError(
                 f"CasadiFunction({type(function).__name__}): accepted is a casadi.Function, such as "
@@ -68,12 +73,17 @@ class CasadiFunction:
                 f"CasadiFunction(backend={backend!r}): accepted are "
                 f"{', '.join(map(repr, get_args(Backend)))}."
             )
-        self.function, self.backend = function, backend
-        self._expression = Expression(function, backend)
+        if on_failure not in get_args(OnFailure):
+            raise ConditionsError(
+                f"CasadiFunction(on_failure={on_failure!r}): accepted are "
+                f"{', '.join(map(repr, get_args(OnFailure)))}."
+            )
+        self.function, self.backend, self.on_failure = function, backend, on_failure
+        self._expression = Expression(function, backend, on_failure)
         self._inputs, self._outputs = input_ports(function), output_ports(function)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.function, self.backend)
+        return _restored, (self.function, self.backend, self.on_failure)
 
     def __repr__(self) -> str:
         return f"CasadiFunction({self.function}, backend={self.backend!r})"
@@ -159,5 +169,5 @@ class CasadiFunction:
             ) from error
 
 
-def _restored(function: ca.Function, backend: Backend) -> CasadiFunction:
-    return CasadiFunction(function, backend=backend)
+def _restored(function: ca.Function, backend: Backend, on_failure: OnFailure) -> CasadiFunction:
+    return CasadiFunction(function, backend=backend, on_failure=on_failure)

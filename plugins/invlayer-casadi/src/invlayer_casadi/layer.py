@@ -8,7 +8,8 @@ from typing import Any, Protocol, Self, final
 import casadi as ca
 from torch import nn
 
-from invlayer_casadi.expressions.expression import Backend
+from invlayer_casadi.expressions.expression import Backend, OnFailure
+from invlayer_casadi.integrator import IntegratorProblem
 from invlayer_casadi.nlp.conditions import Activity
 from invlayer_casadi.nlp.opti import OptiProblem
 from invlayer_casadi.nlp.problem import NlpProblem, NlpSettings
@@ -188,6 +189,44 @@ class CasadiLayer(nn.Module):
         settings = NlpSettings.read(outputs, "exact", threads, dict(keywords))
         program = NlpProgram.of(problem, backend)
         return cls._of(NlpProblem(program, make_qpsol(program.oracle, solver, options), settings))
+
+    @classmethod
+    def from_integrator(
+        cls, function: ca.Function, *, outputs: str | Sequence[str] = "xf", on_failure: OnFailure = "raise"
+    ) -> Self:
+        """``layer(x0, p=..., u=..., z0=...)`` integrates an ODE or DAE, with CasADi's own sensitivities.
+
+        Parameters
+        ----------
+        function : casadi.Function
+            Made by ``casadi.integrator``, of any plugin: cvodes, idas, rk, collocation.
+        outputs : str or sequence of str
+            What a call returns, one tensor or a tuple: of ``"xf"``, ``"zf"``, ``"qf"``. With a grid of times
+            they are ``(*batch, n, times)``.
+        on_failure : {"raise", "warn", "nan"}
+            For a sample whose integration fails: an error, or NaN for that sample alone.
+
+        Returns
+        -------
+        CasadiLayer
+            Of x0 ``(*batch, n)``, and of p, u and z0 where the problem has them; all but the guess z0 with
+            gradients, of every order that CasADi gives. They are as accurate as the integrator's tolerances
+            let them: see the page on CasADi in the documentation.
+
+        Examples
+        --------
+        >>> import casadi as ca, torch
+        >>> x, p = ca.SX.sym("x"), ca.SX.sym("p")
+        >>> options = {"reltol": 1e-10, "abstol": 1e-12}
+        >>> layer = CasadiLayer.from_integrator(
+        ...     ca.integrator("F", "cvodes", {"x": x, "p": p, "ode": -p * x}, 0.0, 1.0, options)
+        ... )
+        >>> rate = torch.tensor([[1.0], [2.0]], dtype=torch.float64, requires_grad=True)
+        >>> layer(torch.ones(1, dtype=torch.float64), p=rate).sum().backward()
+        >>> bool((rate.grad + torch.exp(-rate)).abs().max() < 1e-8)
+        True
+        """
+        return cls._of(IntegratorProblem.of(function, outputs, on_failure))
 
     @classmethod
     def _of(cls, problem: _LayerProblem) -> Self:

@@ -18,11 +18,12 @@ from invlayer_casadi.expressions.execution import (
     run_program,
 )
 from invlayer_casadi.expressions.program import Program, UntranslatableError, program_of
-from invlayer_core import ConditionsError, ConvergenceWarning, PerformanceWarning
+from invlayer_core import ConditionsError, ConvergenceError, ConvergenceWarning, PerformanceWarning
 
-__all__ = ["Backend", "Expression"]
+__all__ = ["Backend", "Expression", "OnFailure"]
 
 Backend = Literal["auto", "casadi", "torch"]
+OnFailure = Literal["raise", "warn", "nan"]
 
 _TORCH_FROM: Final = 2048  # samples on a CPU from which the translation pays
 _TRANSLATED_UNASKED: Final = 50_000  # instructions; walking them takes a second
@@ -36,17 +37,21 @@ class Expression:
     ----------
     function : casadi.Function
     backend : {"auto", "casadi", "torch"}
+    on_failure : {"raise", "warn", "nan"}
+        What to do where a solver inside fails for a sample.
     """
 
-    def __init__(self, function: ca.Function, backend: Backend = "auto") -> None:
-        self.function, self.backend = function, backend
+    def __init__(
+        self, function: ca.Function, backend: Backend = "auto", on_failure: OnFailure = "warn"
+    ) -> None:
+        self.function, self.backend, self.on_failure = function, backend, on_failure
         self._functions = ThreadFunctions(function)
         self._executions: dict[Any, LevelwiseExecution | LinewiseExecution] = {}
         self._derivatives: dict[Any, Expression] = {}
         self._program: Program | UntranslatableError | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Expression, (self.function, self.backend)
+        return Expression, (self.function, self.backend, self.on_failure)
 
     def reverse(self, wanted: tuple[bool, ...]) -> Expression:
         """(inputs, outputs, cotangents) ↦ the cotangents of those inputs that are wanted."""
@@ -56,15 +61,18 @@ class Expression:
                 whole = self.function.reverse(1)
                 if len(kept) < whole.n_out():
                     whole = whole.slice(whole.name(), list(range(whole.n_in())), kept)
-                self._derivatives[wanted] = Expression(whole, self.backend)
+                self._derivatives[wanted] = self._derived(whole)
         return self._derivatives[wanted]
 
     def forward(self) -> Expression:
         """(inputs, outputs, tangents) ↦ the tangents of all outputs."""
         if "forward" not in self._derivatives:
             with BUILDING:
-                self._derivatives["forward"] = Expression(self.function.forward(1), self.backend)
+                self._derivatives["forward"] = self._derived(self.function.forward(1))
         return self._derivatives["forward"]
+
+    def _derived(self, function: ca.Function) -> Expression:
+        return Expression(function, self.backend, self.on_failure)
 
     @property
     def untranslatable(self) -> str | None:
@@ -150,9 +158,15 @@ class Expression:
                 for target in targets:
                     target[i] = float("nan")
         if failed:
-            warnings.warn(
-                f"CasadiFunction {self.function.name()!r}: {len(failed)} of {results[0].shape[0]} samples "
-                f"are NaN, for a solver inside failed; sample {failed[0][0]}: {failed[0][1]}",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+            self._report(failed, results[0].shape[0])
+
+    def _report(self, failed: Sequence[tuple[int, str]], batch: int) -> None:
+        first, words = failed[0]
+        message = (
+            f"CasadiFunction {self.function.name()!r}: {len(failed)} of {batch} samples are NaN, for a "
+            f"solver inside failed; sample {first}: {words}"
+        )
+        if self.on_failure == "raise":
+            raise ConvergenceError(message)
+        if self.on_failure == "warn":
+            warnings.warn(message, ConvergenceWarning, stacklevel=2)

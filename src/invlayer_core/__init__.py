@@ -32,7 +32,14 @@ from invlayer_core.functional import (
     root,
 )
 from invlayer_core.inputs import from_numpy
-from invlayer_core.layers import FixedPointLayer, InverseLayer, RootLayer
+from invlayer_core.layers import (
+    FixedPointLayer,
+    InverseLayer,
+    LeastSquaresLayer,
+    MinimizeLayer,
+    NLPLayer,
+    RootLayer,
+)
 from invlayer_core.solvers.contract import (
     BatchProblem,
     Problem,
@@ -52,6 +59,7 @@ from invlayer_core.solvers.lookup import (
     solvers,
 )
 from invlayer_core.solvers.spec import SolverSpec
+from invlayer_core.starts import starts_between
 
 __all__ = [
     "BatchProblem",
@@ -64,8 +72,11 @@ __all__ = [
     "InverseLayer",
     "InvlayerError",
     "LayerReport",
+    "LeastSquaresLayer",
     "LinearSolverSpec",
+    "MinimizeLayer",
     "Multipliers",
+    "NLPLayer",
     "PerformanceWarning",
     "Problem",
     "RootLayer",
@@ -100,6 +111,7 @@ __all__ = [
     "register_solver",
     "root",
     "solvers",
+    "starts_between",
     "testing",
 ]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.conditions.kkt import KKTConditions
+from invlayer_core.conditions.kkt import KKTConditions, multiplier_scale
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import DegeneracyWarning, warn_user
 from invlayer_core.jacobians.linearize import linearize
@@ -42,23 +42,33 @@ class ConstraintInfo:
     independent: Tensor
 
 
-def _slacks(conditions: KKTConditions, z: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """z, and slack and scaled multiplier of every inequality and bound, plain."""
-    z = _functorch.plain(z)
+@final
+class _Activity(NamedTuple):
+    """z, plain, and which of its constraints are active, and only weakly so."""
+
+    z: Tensor
+    active: Tensor
+    weak: Tensor
+
+
+def _activity(conditions: KKTConditions, z: Tensor, arguments: Arguments) -> _Activity:
+    z, layout = _functorch.plain(z), conditions.layout
     args = arguments.unflatten([_functorch.plain(tensor) for tensor in arguments.tensors])
     y, multipliers = conditions.layout.split(z)
     with torch.no_grad():
         slack = torch.cat(conditions.program.constraints(y, *args), -1)
-        joined = torch.cat(multipliers, -1)
-        largest = joined.abs().amax(-1, keepdim=True)
-    return z, slack, joined / torch.where(largest > 0, largest, torch.ones_like(largest))
-
-
-def _weakly_active(conditions: KKTConditions, slack: Tensor, multiplier: Tensor) -> Tensor:
+        scaled = torch.cat(multipliers, -1) / multiplier_scale(multipliers)
     near = _NEAR if slack.dtype == torch.float64 else 1e-2
-    weak = (slack.abs() <= near) & (multiplier.abs() <= near)
-    weak[..., : conditions.layout.equalities] = False
-    return weak
+    active, weak = slack < scaled, (slack.abs() <= near) & (scaled.abs() <= near)
+    equations = torch.zeros_like(active)
+    equations[..., : layout.equalities] = True
+    fixed = conditions.program.fixed(*args)
+    if fixed is not None:  # the lower bound stands for both
+        both = fixed.expand_as(y)
+        equations[..., -layout.lower - layout.upper : -layout.upper] = both
+        weak[..., -layout.upper :] &= ~both
+        active[..., -layout.upper :] &= ~both
+    return _Activity(z, active | equations, weak & ~equations)
 
 
 def warn_of_degeneracy(conditions: KKTConditions, z: Tensor, arguments: Arguments) -> None:
@@ -66,8 +76,7 @@ def warn_of_degeneracy(conditions: KKTConditions, z: Tensor, arguments: Argument
     layout = conditions.layout
     if not z.requires_grad or layout.constraints == layout.equalities or _functorch.is_active():
         return
-    _, slack, multiplier = _slacks(conditions, z, arguments)
-    weak = _weakly_active(conditions, slack, multiplier).reshape(-1, layout.constraints)
+    weak = _activity(conditions, z, arguments).weak.reshape(-1, layout.constraints)
     if not bool(weak.any()):
         return
     sample, constraint = weak.nonzero()[0].tolist()
@@ -97,17 +106,13 @@ def _named(conditions: KKTConditions, column: int) -> str:
 
 def describe_constraints(conditions: KKTConditions, z: Tensor, arguments: Arguments) -> ConstraintInfo:
     """Active set, weak activity and independence, from one Jacobian."""
-    z, slack, multiplier = _slacks(conditions, z, arguments)
     layout = conditions.layout
-    active = slack < multiplier
-    active[..., : layout.equalities] = True
+    z, active, weak = _activity(conditions, z, arguments)
     plain = Arguments.flatten(arguments.unflatten([_functorch.plain(t) for t in arguments.tensors]))
     system = System(_Rows(conditions), plain, SystemShape.of(z, 1))
     blocks = per_sample_blocks(linearize(system, z.detach(), system.theta)).detach()
     gradients = blocks[:, layout.unknowns :, : layout.unknowns].reshape(*active.shape, layout.unknowns)
-    return ConstraintInfo(
-        active, _weakly_active(conditions, slack, multiplier), _independent(gradients, active)
-    )
+    return ConstraintInfo(active, weak, _independent(gradients, active))
 
 
 @final

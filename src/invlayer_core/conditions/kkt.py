@@ -25,7 +25,15 @@ from torch import Tensor
 from invlayer_core.conditions.stationarity import gradient_with_aux
 from invlayer_core.errors import ConditionsError
 
-__all__ = ["Activity", "ConstraintLayout", "KKTConditions", "Multipliers", "Program", "complementarity"]
+__all__ = [
+    "Activity",
+    "ConstraintLayout",
+    "KKTConditions",
+    "Multipliers",
+    "Program",
+    "complementarity",
+    "multiplier_scale",
+]
 
 Activity = Literal["exact", "soft", "full"]
 
@@ -112,6 +120,10 @@ class Program:
             parts["upper"] = _upper
         return parts
 
+    def fixed(self, *args: Any) -> Tensor | None:
+        """Which unknowns have lower = upper, where there are both bounds; broadcasts to y."""
+        return args[-2] == args[-1] if self.lower and self.upper else None
+
     def constraints(self, y: Tensor, *args: Any) -> list[Tensor]:
         """h, c, y − lower and upper − y, each ``(*batch, k)``; empty ones where there are none."""
         none = y[..., :0]
@@ -186,12 +198,12 @@ class KKTConditions:
     def __call__(self, z: Tensor, *args: Any) -> Tensor:
         stationarity, slacks, multipliers = self._evaluate(z, *args)
         equal, inequal, below, above = slacks
-        scale = 1.0 / _nonzero(torch.cat(multipliers, -1))
+        scale = 1.0 / multiplier_scale(multipliers)
         rows = [complementarity(inequal, multipliers.inequalities, scale, self.activity)]
         lower = complementarity(below, multipliers.lower, scale, self.activity)
         upper = complementarity(above, multipliers.upper, scale, self.activity)
-        if self.program.lower and self.program.upper:  # lower = upper is an equation, and not two
-            fixed = (args[-2] == args[-1]).expand_as(below)
+        if (fixed := self.program.fixed(*args)) is not None:  # an equation, and not two
+            fixed = fixed.expand_as(below)
             lower = torch.where(fixed, below, lower)
             upper = torch.where(fixed, multipliers.upper, upper)
         return torch.cat([stationarity, equal, *rows, lower, upper], -1)
@@ -217,12 +229,15 @@ class KKTConditions:
         return stationarity, slacks, multipliers
 
 
-def _nonzero(multipliers: Tensor) -> Tensor:
-    """The largest multiplier of every sample, ``(*batch, 1)``, as a constant; 1 where all are zero."""
-    if not multipliers.shape[-1]:
-        return multipliers.new_ones(*multipliers.shape[:-1], 1)
-    largest = multipliers.detach().abs().amax(-1, keepdim=True)
-    return torch.where(largest > 0, largest, torch.ones_like(largest))
+def multiplier_scale(multipliers: Multipliers) -> Tensor:
+    """The largest multiplier of every sample, ``(*batch, 1)``, as a constant.
+
+    At least 1e-6 (1e-3 in float32): where all multipliers are rounding errors, they are not to be told apart.
+    """
+    joined = torch.cat(multipliers, -1).detach()
+    if not joined.shape[-1]:
+        return joined.new_ones(*joined.shape[:-1], 1)
+    return joined.abs().amax(-1, keepdim=True).clamp_min(1e-6 if joined.dtype == torch.float64 else 1e-3)
 
 
 def complementarity(slack: Tensor, multiplier: Tensor, scale: Tensor, activity: Activity) -> Tensor:

@@ -37,6 +37,8 @@ class Outcome:
         Of the unknowns, where a solver function returned something else than one real tensor.
     how, why : str
         How the batch was run, and why so; empty where there is but one way.
+    start : Tensor of int64, ``(B,)``, or None
+        Which of several starts each sample's solution comes from; None where there was one.
     """
 
     y: Tensor
@@ -49,6 +51,7 @@ class Outcome:
     without_doubts: bool = False  # whether every sample is claimed, known without a look at values
     how: str = ""
     why: str = ""
+    start: Tensor | None = None
 
     @classmethod
     def without_claims(

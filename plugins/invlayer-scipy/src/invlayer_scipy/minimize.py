@@ -56,7 +56,7 @@ _TAKE_CONSTRAINTS: Final = ("slsqp", "trust-constr", "cobyla", "cobyqa")
 
 @final
 class Minimize(Solver):
-    """``scipy.optimize.minimize``: all of its methods, with exact gradients and Hessians where they take them.
+    """``scipy.optimize.minimize``: all its methods, with exact gradients and Hessians where they take them.
 
     Options are ``method`` (default as in SciPy: SLSQP with constraints, L-BFGS-B with bounds, BFGS
     else), ``tol``, ``jac`` (False: differences), and those of the method in SciPy's names, in one dict.
@@ -64,6 +64,9 @@ class Minimize(Solver):
 
     def takes_jacobian(self, options: Mapping[str, Any]) -> bool:
         return str(options.get("method", "")).lower() in _TAKE_HESSIAN
+
+    def takes_turns(self, options: Mapping[str, Any]) -> bool:
+        return str(options.get("method", "")).lower() != "cobyqa"  # SciPy runs one of them at a time
 
     def solve(self, problem: SampleProblem, y0: np.ndarray, options: Mapping[str, Any]) -> SolverResult:
         """Minimise the objective; success, message and iterations are SciPy's.
@@ -164,7 +167,10 @@ def _constraints(problem: SampleProblem, method: str) -> list[Any]:
     derivative = method == "trust-constr"
     return [
         optimize.NonlinearConstraint(
-            value, 0.0, 0.0 if sign == "eq" else np.inf, **({"jac": jacobian} if derivative else {})
+            value,
+            0.0,
+            0.0 if sign == "eq" else np.inf,
+            **({"jac": jacobian, "hess": "2-point"} if derivative else {}),
         )
         for sign, (_, value, jacobian) in present.items()
     ]

@@ -5,6 +5,8 @@ The solver stays as it is; you write in torch what its output satisfies, and get
 
 from invlayer_core import adjoints, jacobians, linear, testing
 from invlayer_core.certificate import SolveInfo
+from invlayer_core.conditions.cone import ConeSolution, ConeStructure
+from invlayer_core.conditions.cones import Cones
 from invlayer_core.diagnostics import LayerReport, check_layer
 from invlayer_core.errors import (
     ConditionsError,
@@ -18,9 +20,17 @@ from invlayer_core.errors import (
     SolverNotFoundError,
     UnsupportedTransformError,
 )
-from invlayer_core.functional import batch_jacobian, fixed_point, implicit_function, inverse, root
+from invlayer_core.functional import (
+    batch_jacobian,
+    cone_program,
+    fixed_point,
+    implicit_function,
+    inverse,
+    root,
+)
 from invlayer_core.inputs import from_numpy
 from invlayer_core.layers import FixedPointLayer, InverseLayer, RootLayer
+from invlayer_core.solvers.cone import CSC, ConeProblem
 from invlayer_core.solvers.contract import (
     BatchProblem,
     Problem,
@@ -42,8 +52,13 @@ from invlayer_core.solvers.lookup import (
 from invlayer_core.solvers.spec import SolverSpec
 
 __all__ = [
+    "CSC",
     "BatchProblem",
     "ConditionsError",
+    "ConeProblem",
+    "ConeSolution",
+    "ConeStructure",
+    "Cones",
     "ConvergenceError",
     "ConvergenceWarning",
     "FixedPointLayer",
@@ -69,6 +84,7 @@ __all__ = [
     "adjoints",
     "batch_jacobian",
     "check_layer",
+    "cone_program",
     "fixed_point",
     "from_numpy",
     "get_solver",

@@ -16,11 +16,12 @@ from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
-from invlayer_core.linear.lu import lu_factor, lu_solve
+from invlayer_core.linear.lu import has_lost_rank, lu_factor, lu_solve
 
 __all__ = ["polish"]
 
 _AUTO_STEPS = 10
+_RANK = 1e-10  # singular values up to this fraction of the largest count as zero in a step
 
 
 @torch.no_grad()
@@ -70,7 +71,13 @@ def _newton_step(system: System, y: Tensor, residual: Tensor) -> Tensor:
     theta = [tensor.detach() for tensor in system.theta]
     blocks = per_sample_blocks(linearize(system, y.detach(), theta)).detach()
     flat = residual.reshape(blocks.shape[:-1]).to(blocks.dtype)
-    step = lu_solve(blocks, flat, lu_factor(blocks))
+    factors = lu_factor(blocks)
+    step = lu_solve(blocks, flat, factors)
+    singular = _functorch.plain(has_lost_rank(factors))
+    if bool(singular.any()) and not _functorch.is_active():  # a root that is not isolated: the nearest one
+        rows = singular.nonzero().reshape(-1)
+        nearest = torch.linalg.pinv(torch.nan_to_num(blocks[rows]), rtol=_RANK) @ flat[rows].unsqueeze(-1)
+        step = step.index_copy(0, rows, nearest.squeeze(-1))
     return step.reshape(y.shape)
 
 

@@ -18,6 +18,8 @@ _PADDED = 3  # entries per row up to which a loop over them beats adding up by r
 class SparseAffine:
     """``θ -> offset + M θ`` on the last dimension, differentiable to every order, on any device.
 
+    It keeps NumPy arrays: tensors that are made under ``torch.func`` must not outlive the transform.
+
     Parameters
     ----------
     matrix : sparse array of shape ``(r, p)``
@@ -28,22 +30,22 @@ class SparseAffine:
         matrix = csr_array(matrix)
         matrix.sum_duplicates()
         self.size = matrix.shape[0]
-        self.offset = torch.as_tensor(np.asarray(offset, dtype=np.float64).reshape(-1))
+        self.offset = np.asarray(offset, dtype=np.float64).reshape(-1)
         self.is_constant = matrix.nnz == 0
         self.is_identity = _is_identity(matrix) and not bool(self.offset.any())
         counts = np.diff(matrix.indptr)
-        self._terms: list[tuple[Tensor, Tensor]] = []  # columns and coefficients, one of each per row
-        self._entries: tuple[Tensor, Tensor, Tensor] | None = None
+        self._terms: list[tuple[np.ndarray, np.ndarray]] = []  # columns and coefficients, one of each per row
+        self._entries: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         if not self.is_constant and counts.max() <= _PADDED:
             self._terms = [_kth_of_each_row(matrix, counts, k) for k in range(counts.max())]
         elif not self.is_constant:
             entries = coo_array(matrix)
-            rows, cols = (torch.as_tensor(index.astype(np.int64)) for index in entries.coords)
-            self._entries = rows, cols, torch.as_tensor(entries.data.astype(np.float64))
+            rows, cols = (index.astype(np.int64) for index in entries.coords)
+            self._entries = rows, cols, entries.data.astype(np.float64)
 
     def __call__(self, theta: Tensor) -> Tensor:
         """``(*batch, p)`` to ``(*batch, r)``; ``(r,)`` if the map is constant."""
-        offset = self.offset.to(theta)
+        offset = _like(self.offset, theta)
         if self.is_constant:
             return offset
         if self.is_identity:
@@ -51,14 +53,21 @@ class SparseAffine:
         lead = theta.shape[:-1]
         result = offset.expand(*lead, self.size)
         for cols, coefficients in self._terms:
-            index = cols.to(theta.device).expand(*lead, self.size)
-            result = result + coefficients.to(theta) * theta.gather(-1, index)
+            index = _index(cols, theta).expand(*lead, self.size)
+            result = result + _like(coefficients, theta) * theta.gather(-1, index)
         if self._entries is not None:
             rows, cols, coefficients = self._entries
-            index = cols.to(theta.device).expand(*lead, -1)
-            products = coefficients.to(theta) * theta.gather(-1, index)
-            result = result.scatter_add(-1, rows.to(theta.device).expand(products.shape), products)
+            products = _like(coefficients, theta) * theta.gather(-1, _index(cols, theta).expand(*lead, -1))
+            result = result.scatter_add(-1, _index(rows, theta).expand(products.shape), products)
         return result
+
+
+def _like(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(like)
+
+
+def _index(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(like.device)
 
 
 def _is_identity(matrix: csr_array) -> bool:
@@ -70,8 +79,8 @@ def _is_identity(matrix: csr_array) -> bool:
     )
 
 
-def _kth_of_each_row(matrix: csr_array, counts: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
+def _kth_of_each_row(matrix: csr_array, counts: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k-th entry of every row; 0 times the first column where there is none."""
     has, place = counts > k, np.minimum(matrix.indptr[:-1] + k, matrix.nnz - 1)
     cols = np.where(has, matrix.indices[place], 0).astype(np.int64)
-    return torch.as_tensor(cols), torch.as_tensor(np.where(has, matrix.data[place], 0.0))
+    return cols, np.where(has, matrix.data[place], 0.0).astype(np.float64)

@@ -87,7 +87,8 @@ class CvxpyLayer(torch.nn.Module):
         self.parameters_of_problem = Parameters(form, parameters)
         self.outputs = outputs(form, problem, variables)
         self.solver, self.solver_args, self.n_jobs = _named(solver), dict(solver_args or {}), n_jobs
-        self.keywords = {"polish": "auto" if self._is_small else 0, **keywords}
+        defaults = {"polish": "auto" if self._is_small else 0, "adjoint": inv.adjoints.Implicit(singular="consistent")}
+        self.keywords = {**defaults, **keywords}
         self._data = form.data
         self._maps: dict[tuple[bool, ...], _Split] = {}
         if form.structure.cones.is_polyhedral and not form.structure.P[0].numel():

@@ -28,7 +28,7 @@ class ParameterSlot:
 
     source: int  # which of the user's parameters
     log: bool
-    entries: Tensor  # into the flattened tensor
+    entries: np.ndarray  # into the flattened tensor
 
 
 @final
@@ -48,7 +48,7 @@ class Parameters:
         self.positive = [bool(p.attributes["pos"]) for p in parameters]
         origin = _origins(form, parameters)
         self.slots = [
-            ParameterSlot(*origin[parameter.id], _entries(form, parameter, parameters))
+            ParameterSlot(*origin[parameter.id], _entries(form, parameter))
             for parameter, _ in sorted(form.parameters, key=lambda pair: pair[1])
         ]
 
@@ -113,8 +113,9 @@ class Parameters:
         if self.symmetric[slot.source]:
             tensor = 0.5 * (tensor + tensor.mT)
         flat = tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1)
-        if len(slot.entries) != flat.shape[-1] or not bool((slot.entries[1:] > slot.entries[:-1]).all()):
-            flat = flat.gather(-1, slot.entries.to(flat.device).expand(*flat.shape[:-1], -1))
+        if not np.array_equal(slot.entries, np.arange(flat.shape[-1])):
+            index = torch.from_numpy(slot.entries).to(flat.device)
+            flat = flat.gather(-1, index.expand(*flat.shape[:-1], -1))
         return flat.log() if slot.log else flat
 
 
@@ -136,7 +137,7 @@ def _origins(form: CanonicalForm, parameters: Sequence[Any]) -> dict[int, tuple[
     return origin
 
 
-def _entries(form: CanonicalForm, canonical: Any, parameters: Sequence[Any]) -> Tensor:
+def _entries(form: CanonicalForm, canonical: Any) -> np.ndarray:
     """Which entries of the user's flattened tensor the canonical parameter holds, in CVXPY's order."""
     reduction = form.reduction(CvxAttr2Constr)
     reduced = {} if reduction is None else {new.id: old for old, new in reduction._parameters.items()}
@@ -144,7 +145,7 @@ def _entries(form: CanonicalForm, canonical: Any, parameters: Sequence[Any]) -> 
     index: Any = np.arange(full.size).reshape(full.shape)
     if canonical.id in reduced:
         index = lower_value(full, index)
-    return torch.as_tensor(np.asarray(index).flatten(order="F").astype(np.int64))
+    return np.asarray(index).flatten(order="F").astype(np.int64)
 
 
 def check_complete(problem: cp.Problem, parameters: Sequence[Any], variables: Sequence[Any]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, final
 
 import torch
@@ -26,6 +26,7 @@ class ConeGroup(NamedTuple):
 
     family: ConeFamily
     entries: Tensor
+    start: int | None  # of the first entry, if they are contiguous, as most are
 
 
 @final
@@ -47,6 +48,15 @@ class Cones:
     power : tuple of float
         The exponents a of the power cones {(x, y, z) : xᵃ y¹⁻ᵃ ≥ |z|, x, y ≥ 0}.
 
+    Attributes
+    ----------
+    groups : tuple of ConeGroup
+        The cones by kind and size, in the order of their first entries.
+    order : Tensor
+        Where each entry is once the groups have been joined.
+    is_sorted : bool
+        Whether joined groups are in order as they are.
+
     Raises
     ------
     ConditionsError
@@ -67,6 +77,9 @@ class Cones:
     psd: tuple[int, ...] = ()
     exp: int = 0
     power: tuple[float, ...] = ()
+    groups: tuple[ConeGroup, ...] = field(init=False, repr=False, compare=False)
+    order: Tensor = field(init=False, repr=False, compare=False)
+    is_sorted: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("soc", "psd", "power"):
@@ -76,6 +89,12 @@ class Cones:
             raise ConditionsError(f"{self}: accepted are numbers of entries >= 0, and sizes >= 1.")
         if not all(0.0 < alpha < 1.0 for alpha in self.power):
             raise ConditionsError(f"{self}: accepted are exponents between 0 and 1 for the power cones.")
+        # Now, and not on first use: that may be under torch.func, which would wrap the index tensors.
+        groups = self._grouped()
+        order = torch.argsort(torch.cat([torch.arange(0), *(g.entries.reshape(-1) for g in groups)]))
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "is_sorted", bool((order[1:] > order[:-1]).all()))
 
     @property
     def size(self) -> int:
@@ -88,9 +107,7 @@ class Cones:
         """Whether K is made of equations and inequalities alone."""
         return not (self.soc or self.psd or self.exp or self.power)
 
-    @cached_property
-    def groups(self) -> tuple[ConeGroup, ...]:
-        """The cones by kind and size, in the order of their first entries."""
+    def _grouped(self) -> tuple[ConeGroup, ...]:
         start, found = 0, dict[ConeFamily, list[range]]()
         families: list[tuple[ConeFamily, int]] = [(_ZERO, self.zero), (_NONNEGATIVE, self.nonneg)]
         families += [(SecondOrderFamily(size), 1) for size in self.soc]
@@ -102,19 +119,18 @@ class Cones:
             for _ in range(count):
                 found.setdefault(family, []).append(range(start, start + family.size))
                 start += family.size
-        return tuple(ConeGroup(family, torch.tensor(ranges)) for family, ranges in found.items())
-
-    @cached_property
-    def order(self) -> Tensor:
-        """Where each entry is once the groups have been joined."""
-        joined = torch.cat([torch.arange(0), *(group.entries.reshape(-1) for group in self.groups)])
-        return torch.argsort(joined)
+        return tuple(
+            ConeGroup(
+                family, torch.tensor(ranges), ranges[0].start if _are_contiguous(ranges) else None
+            )
+            for family, ranges in found.items()
+        )
 
     def taken(self, group: ConeGroup, v: Tensor) -> Tensor:
         """The entries of a group, ``(*batch, m)`` to ``(*batch, count, k)``."""
-        start, count = int(group.entries[0, 0]), group.entries.numel()
-        if int(group.entries[-1, -1]) == start + count - 1:  # contiguous, as most are
-            return v[..., start : start + count].reshape(*v.shape[:-1], *group.entries.shape)
+        if group.start is not None:
+            piece = v[..., group.start : group.start + group.entries.numel()]
+            return piece.reshape(*v.shape[:-1], *group.entries.shape)
         return v[..., group.entries.to(v.device)]
 
     def joined(self, parts: list[Tensor]) -> Tensor:
@@ -123,11 +139,6 @@ class Cones:
         if self.is_sorted:
             return flat
         return flat[..., self.order.to(flat.device)]
-
-    @cached_property
-    def is_sorted(self) -> bool:
-        """Whether joined groups are in order as they are."""
-        return bool((self.order[1:] > self.order[:-1]).all())
 
     def project_dual(self, v: Tensor) -> Tensor:
         """The projection onto the dual cone K*, ``(*batch, m)``, differentiable to every order.
@@ -140,3 +151,7 @@ class Cones:
 
 
 _ZERO, _NONNEGATIVE, _EXPONENTIAL = ZeroFamily(), NonnegativeFamily(), ExponentialFamily()
+
+
+def _are_contiguous(ranges: list[range]) -> bool:
+    return all(one.stop == other.start for one, other in pairwise(ranges))

@@ -63,7 +63,7 @@ class SemidefiniteFamily(ConeFamily):
 
 def _scales(side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = (index.to(like.device) for index in svec_indices(side))
-    scale = torch.where(rows == cols, 1.0, 2.0**-0.5).to(like.dtype)
+    scale = 1.0 - (1.0 - 2.0**-0.5) * (rows != cols).to(like.dtype)
     return rows, cols, scale
 
 
@@ -149,7 +149,8 @@ class _Lyapunov(torch.autograd.Function):
         turned = vectors.unsqueeze(-3)
         sums = (values.unsqueeze(-1) + values.unsqueeze(-2)).unsqueeze(-3)
         inner = turned.mT @ rhs @ turned
-        return turned @ (inner / sums) @ turned.mT
+        # Two eigenvalues that are zero: dV ↦ d|V| has no derivative there, and 0 is the middle of what it can be.
+        return turned @ torch.where(sums > 0, inner / sums, torch.zeros_like(inner)) @ turned.mT
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -7,11 +7,14 @@ from invlayer_core import adjoints, jacobians, linear, testing
 from invlayer_core.certificate import SolveInfo
 from invlayer_core.conditions.cone import ConeSolution, ConeStructure
 from invlayer_core.conditions.cones import Cones
+from invlayer_core.conditions.kkt import Multipliers
+from invlayer_core.constraints import ConstraintInfo
 from invlayer_core.diagnostics import LayerReport, check_layer
 from invlayer_core.errors import (
     ConditionsError,
     ConvergenceError,
     ConvergenceWarning,
+    DegeneracyWarning,
     InvlayerError,
     PerformanceWarning,
     SingularJacobianError,
@@ -26,10 +29,20 @@ from invlayer_core.functional import (
     fixed_point,
     implicit_function,
     inverse,
+    least_squares,
+    minimize,
+    nlp,
     root,
 )
 from invlayer_core.inputs import from_numpy
-from invlayer_core.layers import FixedPointLayer, InverseLayer, RootLayer
+from invlayer_core.layers import (
+    FixedPointLayer,
+    InverseLayer,
+    LeastSquaresLayer,
+    MinimizeLayer,
+    NLPLayer,
+    RootLayer,
+)
 from invlayer_core.solvers.cone import CSC, ConeProblem
 from invlayer_core.solvers.contract import (
     BatchProblem,
@@ -59,13 +72,19 @@ __all__ = [
     "ConeSolution",
     "ConeStructure",
     "Cones",
+    "ConstraintInfo",
     "ConvergenceError",
     "ConvergenceWarning",
+    "DegeneracyWarning",
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",
     "LayerReport",
+    "LeastSquaresLayer",
     "LinearSolverSpec",
+    "MinimizeLayer",
+    "Multipliers",
+    "NLPLayer",
     "PerformanceWarning",
     "Problem",
     "RootLayer",
@@ -92,8 +111,11 @@ __all__ = [
     "implicit_function",
     "inverse",
     "jacobians",
+    "least_squares",
     "linear",
     "linear_solvers",
+    "minimize",
+    "nlp",
     "register_linear_solver",
     "register_solver",
     "root",

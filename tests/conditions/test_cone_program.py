@@ -26,7 +26,10 @@ class Newton(inv.Solver):
             jacobian = problem.jacobian(z)
             step = np.linalg.lstsq(jacobian, value)[0]
             t = 1.0
-            while np.linalg.norm(problem.residual(z - t * step)) > (1 - 0.1 * t) * np.linalg.norm(value) and t > 1e-3:
+            while (
+                np.linalg.norm(problem.residual(z - t * step)) > (1 - 0.1 * t) * np.linalg.norm(value)
+                and t > 1e-3
+            ):
                 t *= 0.5
             z = z - t * step
         return inv.SolverResult(z, False, 60, "no luck")

@@ -17,9 +17,7 @@ PRODUCTS = {
     "psd": inv.Cones(psd=(1, 3, 3)),
     "exp": inv.Cones(exp=4),
     "power": inv.Cones(power=(0.1, 0.5, 0.9)),
-    "all, sizes out of order": inv.Cones(
-        zero=1, nonneg=1, soc=(3, 2, 3), psd=(2, 1, 2), exp=1, power=(0.3,)
-    ),
+    "all, sizes out of order": inv.Cones(zero=1, nonneg=1, soc=(3, 2, 3), psd=(2, 1, 2), exp=1, power=(0.3,)),
 }
 
 
@@ -59,7 +57,9 @@ def test_membership_of_curved_cones_by_their_definition() -> None:
     cones = inv.Cones(exp=1, power=(0.3,))
     v = points(cones, 500)
     s = cones.project_dual(v) - v
-    for row in s[(s[:, 1] > 1e-5) & (s[:, 3:5] > 1e-5).all(-1)].tolist():  # else y − v has lost too many digits
+    for row in s[
+        (s[:, 1] > 1e-5) & (s[:, 3:5] > 1e-5).all(-1)
+    ].tolist():  # else y − v has lost too many digits
         assert is_in_exp(row[:3], 1e-12)
         assert is_in_power(row[3:], 0.3, 1e-12)
 
@@ -133,7 +133,7 @@ def test_equal_eigenvalues_have_derivatives() -> None:
 def test_nested_forward_mode_raises_where_it_would_be_wrong() -> None:
     f = inv.Cones(exp=1).project_dual
     v = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
-    with pytest.raises(inv.UnsupportedTransformError, match="nested forward mode .* exponential cone"):
+    with pytest.raises(inv.UnsupportedTransformError, match=r"nested forward mode .* exponential cone"):
         torch.func.jacfwd(torch.func.jacfwd(f))(v)
     soc = inv.Cones(soc=(3,)).project_dual  # plain torch: exact
     twice = torch.func.jacfwd(torch.func.jacfwd(soc))(v)
@@ -152,7 +152,11 @@ def test_nan_stays_with_its_sample() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"zero": -1}, "numbers of entries >= 0"), ({"soc": (0,)}, ">= 1"), ({"power": (1.0,)}, "between 0 and 1")],
+    [
+        ({"zero": -1}, "numbers of entries >= 0"),
+        ({"soc": (0,)}, ">= 1"),
+        ({"power": (1.0,)}, "between 0 and 1"),
+    ],
 )
 def test_bad_cones(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(inv.ConditionsError, match=message):

@@ -10,9 +10,10 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from invlayer_cvxpy import CvxpyLayer
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+
+from invlayer_cvxpy import CvxpyLayer
 
 
 class Family(NamedTuple):

@@ -5,8 +5,8 @@ the last three say y = Π_K*(v) and s = y − v (Moreau 1965), and what remains 
 
     F(x, v) = [P x + q + Aᵀ Π_K*(v);  A x + Π_K*(v) − v − b] = 0
 
-(the residual map of Busseti, Moursi & Boyd 2019, Solution refinement at regular points of conic problems, with
-the objective kept quadratic). Its Jacobian is [[P, AᵀD], [A, D − I]], D = dΠ_K*(v).
+(the residual map of Busseti, Moursi & Boyd 2019, Solution refinement at regular points of conic problems,
+with the objective kept quadratic). Its Jacobian is [[P, AᵀD], [A, D − I]], D = dΠ_K*(v).
 """
 
 from __future__ import annotations
@@ -194,13 +194,13 @@ class ConeJacobian:
             block = group.family.derivative(cones.taken(group, v))
             rows = matrix[..., entries.reshape(-1), :]
             if group.family.diagonal:
-                products.append(block.reshape(*v.shape[:-1], -1, 1) * rows)
+                products.append(block.flatten(-2).unsqueeze(-1) * rows)
                 places.append(entries.reshape(-1) * (m + 1))
             else:
                 blocked = rows.reshape(*rows.shape[:-2], *entries.shape, rows.shape[-1])
                 products.append((block @ blocked).reshape(rows.shape))
                 places.append((entries.unsqueeze(-1) * m + entries.unsqueeze(-2)).reshape(-1))
-            values.append(block.reshape(*v.shape[:-1], -1))
+            values.append(block.flatten(-2 if group.family.diagonal else -3))
         corner = scatter_sum(torch.cat(values, -1), torch.cat(places), m * m)
         product = torch.cat(products, -2)
         if not cones.is_sorted:

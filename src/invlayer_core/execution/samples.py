@@ -68,7 +68,7 @@ def report_of(solve: Callable[[], SolverResult], size: int) -> SampleReport:
     if wrong:
         return SampleReport(Status.WRONG_SHAPE, wrong)
     return SampleReport(
-        status=Status.CONVERGED if bool(result.success) else Status.NOT_CONVERGED,
+        status=_claimed(result),
         message=message_of(result),
         y=to_numpy(torch.as_tensor(result.y)),
         iterations=int(result.iterations),
@@ -127,6 +127,12 @@ class SampleRecord:
             aux=tuple(self.aux),
             how=how,
         )
+
+
+def _claimed(result: SolverResult) -> Status:
+    if result.no_solution:
+        return Status.NO_SOLUTION
+    return Status.CONVERGED if bool(result.success) else Status.NOT_CONVERGED
 
 
 def _what_is_wrong(result: Any, size: int) -> str:

@@ -5,6 +5,8 @@ from invlayer_core.functional.cone_program import cone_program
 from invlayer_core.functional.equations import fixed_point, root
 from invlayer_core.functional.implicit_function import implicit_function
 from invlayer_core.functional.inverse import inverse, inverse_conditions
+from invlayer_core.functional.optimisation import least_squares, minimize
+from invlayer_core.functional.program import nlp
 
 __all__ = [
     "batch_jacobian",
@@ -13,5 +15,8 @@ __all__ = [
     "implicit_function",
     "inverse",
     "inverse_conditions",
+    "least_squares",
+    "minimize",
+    "nlp",
     "root",
 ]

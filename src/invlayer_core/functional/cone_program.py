@@ -53,8 +53,9 @@ def cone_program(
     workers : int
         How many programs are solved at a time, in threads.
     **keywords
-        As in :func:`~invlayer_core.root`, except for ``event_dims``, ``batch``, ``executor`` and
-        ``timeout``.
+        As in :func:`~invlayer_core.root`, except for ``event_dims``, ``batch``, ``executor``, ``timeout`` and
+        ``compile``. ``polish`` is ``"auto"`` by default, and ``rtol`` 0: solvers that find a program
+        infeasible or unbounded may return large numbers, to which no relative tolerance should be granted.
 
     Returns
     -------
@@ -73,7 +74,7 @@ def cone_program(
     ----------
     Agrawal, Barratt, Boyd, Busseti & Moursi 2019, Differentiating through a cone program.
     """
-    settings = read_settings({"polish": "auto", **keywords})
+    settings = read_settings({"polish": "auto", "rtol": 0.0, **keywords})
     _check(structure, {"P": P, "q": q, "A": A, "b": b}, keywords)
     instance, name, _ = find_solver(solver, "cone")
     tensors = tuple(tensor.to(torch.float64) for tensor in (P, q, A, b))
@@ -92,9 +93,8 @@ def _check(structure: ConeStructure, tensors: Mapping[str, Tensor], keywords: Co
     unused = sorted({"event_dims", "batch", "executor", "timeout", "compile"} & set(keywords))
     if unused:
         raise ConditionsError(f"cone_program: {unused[0]}= has no meaning here; leave it out.")
-    sizes = {
-        "P": structure.P[0].numel(), "q": structure.size, "A": structure.A[0].numel(), "b": structure.equations
-    }  # fmt: skip
+    sizes = {"q": structure.size, "b": structure.equations}
+    sizes |= {"P": structure.P[0].numel(), "A": structure.A[0].numel()}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise ConditionsError(f"cone_program: {name} is {tensor!r}; accepted is a real tensor.")

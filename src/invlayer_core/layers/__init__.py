@@ -2,5 +2,13 @@
 
 from invlayer_core.layers.equations import FixedPointLayer, RootLayer
 from invlayer_core.layers.inverse import InverseLayer
+from invlayer_core.layers.optimisation import LeastSquaresLayer, MinimizeLayer, NLPLayer
 
-__all__ = ["FixedPointLayer", "InverseLayer", "RootLayer"]
+__all__ = [
+    "FixedPointLayer",
+    "InverseLayer",
+    "LeastSquaresLayer",
+    "MinimizeLayer",
+    "NLPLayer",
+    "RootLayer",
+]

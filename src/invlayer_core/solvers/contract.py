@@ -18,14 +18,14 @@ The same method serves two kinds of solver, told apart by ``SolverSpec.batched``
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import Tensor
 
-from invlayer_core.errors import ConditionsError
+from invlayer_core.solvers.problem import BatchProblem, Problem, SampleProblem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,119 +53,13 @@ class Status(IntEnum):
     """Nothing to measure: only a Jacobian of the conditions was given, not the conditions."""
     TIMED_OUT = 7
     """The solve of this sample took longer than ``timeout=``, and was stopped."""
+    NO_SOLUTION = 8
+    """The solver proved that there is none (infeasible or unbounded), and the measured residual agrees."""
 
     @property
     def ok(self) -> bool:
         """Whether the sample's value and gradient may be used."""
         return self in (Status.CONVERGED, Status.UNVERIFIED)
-
-
-class Problem(ABC):
-    """The conditions F(y) = 0 with their args bound, as a solver sees them.
-
-    Attributes
-    ----------
-    kind : str
-        ``"root"``, ``"fixed_point"``, ... : which of ``SolverSpec.kinds`` is asked for.
-    size : int
-        n, the number of unknowns of one system, flattened.
-    """
-
-    kind: str
-    size: int
-
-    @abstractmethod
-    def residual(self, y: Any) -> Any:
-        """F(y), in the shape and array type of ``y``."""
-
-    @abstractmethod
-    def jacobian(self, y: Any) -> Any:
-        """∂F/∂y at ``y``, from one evaluation of F; shape of ``y`` with one more dimension n."""
-
-    @abstractmethod
-    def second_derivative(self, y: Any) -> Any:
-        """d²F/dy² of scalar equations (n = 1), in the shape of ``y``.
-
-        Raises
-        ------
-        ConditionsError
-            If n is not 1, or the problem was made without it.
-        """
-
-
-@final
-@dataclass(frozen=True)
-class BatchProblem(Problem):
-    """A batch of B independent systems in torch: ``(B, n)`` tensors in, ``(B, n)`` out.
-
-    Attributes
-    ----------
-    kind, size : see :class:`Problem`
-    batch : int
-        B, the number of systems.
-    residual_function, jacobian_function : callables
-        ``(B, n) -> (B, n)`` and ``(B, n) -> (B, n, n)``; both run without recording gradients.
-    second_derivative_function : callable, optional
-        ``(B, 1) -> (B, 1)``.
-    """
-
-    kind: str
-    size: int
-    batch: int
-    residual_function: Callable[[Tensor], Tensor]
-    jacobian_function: Callable[[Tensor], Tensor]
-    second_derivative_function: Callable[[Tensor], Tensor] | None = None
-
-    def residual(self, y: Tensor) -> Tensor:
-        return self.residual_function(y)
-
-    def jacobian(self, y: Tensor) -> Tensor:
-        return self.jacobian_function(y)
-
-    def second_derivative(self, y: Tensor) -> Tensor:
-        return _scalar_only(self.size, self.second_derivative_function)(y)
-
-
-@final
-@dataclass(frozen=True)
-class SampleProblem(Problem):
-    """One system in float64 NumPy: ``(n,)`` arrays in, ``(n,)`` or ``(n, n)`` arrays out.
-
-    Attributes
-    ----------
-    kind, size : see :class:`Problem`
-    index : int
-        Which sample of the batch this is.
-    residual_function, jacobian_function : callables
-        ``(n,) -> (n,)`` and ``(n,) -> (n, n)``; F itself is evaluated in torch, where its tensors live.
-    second_derivative_function : callable, optional
-        ``(1,) -> (1,)``.
-    """
-
-    kind: str
-    size: int
-    index: int
-    residual_function: Callable[[np.ndarray], np.ndarray]
-    jacobian_function: Callable[[np.ndarray], np.ndarray]
-    second_derivative_function: Callable[[np.ndarray], np.ndarray] | None = None
-
-    def residual(self, y: np.ndarray) -> np.ndarray:
-        return self.residual_function(y)
-
-    def jacobian(self, y: np.ndarray) -> np.ndarray:
-        return self.jacobian_function(y)
-
-    def second_derivative(self, y: np.ndarray) -> np.ndarray:
-        return _scalar_only(self.size, self.second_derivative_function)(y)
-
-
-def _scalar_only(size: int, function: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
-    if size != 1 or function is None:
-        raise ConditionsError(
-            f"second_derivative() of a problem with n = {size} unknowns: accepted are scalar equations "
-            "(n = 1) with a second_derivative_function; F″ of larger systems is not formed."
-        )
-    return function
 
 
 @final
@@ -184,6 +78,8 @@ class SolverResult:
         The solver's own verdict. invlayer records it, and measures for itself.
     iterations : int or Tensor
         Iterations, or evaluations of F where the solver counts only those; -1 if unknown.
+    no_solution : bool
+        Whether the solver proved that this sample has no solution; per-sample solvers only.
     message : str or sequence of str
         The solver's own words, shown to the user when the sample fails; a batched solver may have one for
         each sample.
@@ -196,6 +92,7 @@ class SolverResult:
     iterations: int | Tensor = -1
     message: str | Sequence[str] = ""
     aux: Mapping[str, Any] = field(default_factory=dict)
+    no_solution: bool = False
 
 
 class Solver(ABC):

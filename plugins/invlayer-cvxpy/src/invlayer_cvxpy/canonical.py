@@ -1,7 +1,8 @@
 """From a CVXPY problem to a cone program whose data are one sparse affine map of the parameters.
 
-The rewriting is CVXPY's own chain for Clarabel, stopped before any number is put in: Dcp2Cone, CvxAttr2Constr,
-cone rewritings, ConeMatrixStuffing. Inside ``quad_form_dpp_scope`` a parametric ``quad_form`` stays quadratic.
+The rewriting is CVXPY's own chain for Clarabel, stopped before any number is put in: Dcp2Cone,
+CvxAttr2Constr, cone rewritings, ConeMatrixStuffing. Inside ``quad_form_dpp_scope`` a parametric ``quad_form``
+stays quadratic.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["AffineData", "CanonicalForm", "canonicalise"]
 
 
 @final
-class _Target(CLARABEL):
+class _Target(CLARABEL):  # type: ignore[misc]
     """Clarabel's canonical form, with power cones of three dimensions alone."""
 
     SUPPORTED_CONSTRAINTS = [c for c in CLARABEL.SUPPORTED_CONSTRAINTS if c is not PowConeND]  # noqa: RUF012

@@ -87,11 +87,14 @@ class CvxpyLayer(torch.nn.Module):
         self.parameters_of_problem = Parameters(form, parameters)
         self.outputs = outputs(form, problem, variables)
         self.solver, self.solver_args, self.n_jobs = _named(solver), dict(solver_args or {}), n_jobs
-        defaults = {"polish": "auto" if self._is_small else 0, "adjoint": inv.adjoints.Implicit(singular="consistent")}
+        defaults = {
+            "polish": "auto" if self._is_small else 0,
+            "adjoint": inv.adjoints.Implicit(singular="consistent"),
+        }
         self.keywords = {**defaults, **keywords}
         self._data = form.data
         self._maps: dict[tuple[bool, ...], _Split] = {}
-        if form.structure.cones.is_polyhedral and not form.structure.P[0].numel():
+        if form.structure.cones.is_polyhedral and not form.structure.P[0].numel() and not gp:
             warn_of_linear_program()
 
     @property
@@ -136,7 +139,8 @@ class CvxpyLayer(torch.nn.Module):
         data = self._canonical([tensor.to(torch.float64) for tensor in given])
         solver, options, workers = self._choice(solver_args or {})
         found = inv.cone_program(
-            **data, structure=self.structure, solver=solver, options=options, workers=workers,
+            data["P"], data["q"], data["A"], data["b"], self.structure,
+            solver=solver, options=options, workers=workers,
             start=None if warm_start is None else _start(warm_start, self.structure), **self.keywords,
         )  # fmt: skip
         solution, info = found if self.keywords.get("return_info") else (found, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -71,8 +72,8 @@ class Parameters:
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 what = f"a tensor of dtype {tensor.dtype}" if isinstance(tensor, Tensor) else f"{tensor!r}"
                 raise inv.ConditionsError(
-                    f"CvxpyLayer: parameter {name} is {what}; accepted is a real floating-point torch.Tensor. "
-                    "Use torch.as_tensor(value, dtype=torch.float64)."
+                    f"CvxpyLayer: parameter {name} is {what}; accepted is a real floating-point "
+                    "torch.Tensor. Use torch.as_tensor(value, dtype=torch.float64)."
                 )
         return given
 
@@ -89,8 +90,8 @@ class Parameters:
             split = tensor.ndim - len(shape)
             if split < 0 or tuple(tensor.shape[split:]) != shape:
                 raise inv.ConditionsError(
-                    f"CvxpyLayer: parameter {name} came with shape {tuple(tensor.shape)}; accepted is {shape}, "
-                    f"or {('*batch', *shape)} for a batch."
+                    f"CvxpyLayer: parameter {name} came with shape {tuple(tensor.shape)}; accepted is "
+                    f"{shape}, or {('*batch', *shape)} for a batch."
                 )
             if tensor.device != tensors[0].device:
                 raise inv.ConditionsError(
@@ -112,7 +113,7 @@ class Parameters:
         tensor, shape = tensors[slot.source], self.shapes[slot.source]
         if self.symmetric[slot.source]:
             tensor = 0.5 * (tensor + tensor.mT)
-        flat = tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1)
+        flat = tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], math.prod(shape))
         if not np.array_equal(slot.entries, np.arange(flat.shape[-1])):
             index = torch.from_numpy(slot.entries).to(flat.device)
             flat = flat.gather(-1, index.expand(*flat.shape[:-1], -1))

@@ -34,15 +34,15 @@ def check_problem(problem: Any, *, gp: bool) -> None:
     integers = [v.name() for v in problem.variables() if v.attributes["boolean"] or v.attributes["integer"]]
     if integers or problem.is_mixed_integer():
         raise inv.ConditionsError(
-            f"CvxpyLayer: the variables {', '.join(integers)} are integer: the solution is piecewise constant "
-            "in the parameters, and no optimality condition defines a derivative. Accepted are continuous "
-            "variables; or solve with CVXPY inside inv.implicit_function and take adjoint=DLM(resolve=True), "
-            "whose perturbed second solve gives a useful surrogate gradient."
+            f"CvxpyLayer: the variables {', '.join(integers)} are integer: the solution is piecewise "
+            "constant in the parameters, and no optimality condition defines a derivative. Accepted are "
+            "continuous variables; or solve with CVXPY inside inv.implicit_function and take "
+            "adjoint=DLM(resolve=True), whose perturbed second solve gives a useful surrogate gradient."
         )
     if any(v.is_complex() for v in (*problem.variables(), *problem.parameters())):
         raise inv.ConditionsError(
-            "CvxpyLayer: a variable or parameter is complex; accepted are real ones. Use two for the real and "
-            "the imaginary part."
+            "CvxpyLayer: a variable or parameter is complex; accepted are real ones. Use two for the "
+            "real and the imaginary part."
         )
     _check_rules(problem, gp)
 
@@ -94,10 +94,10 @@ def _keeps(part: Any, context: str, dpp: bool) -> bool:
 def warn_of_linear_program() -> None:
     """Say that gradients by costs are zero or undefined."""
     warnings.warn(
-        "CvxpyLayer: this is a linear program. Its solution is piecewise constant in the coefficients of the "
-        "objective: their gradient is zero, and where the solution is not unique there is none (a singular "
-        "Jacobian, which raises unless adjoint=Implicit(singular=...) decides). For decision-focused learning "
-        "add a small quadratic or entropic term to the objective.",
+        "CvxpyLayer: this is a linear program. Its solution is piecewise constant in the coefficients of "
+        "the objective: their gradient is zero, and where the solution is not unique there is none (a "
+        "singular Jacobian, which raises unless adjoint=Implicit(singular=...) decides). For "
+        "decision-focused learning add a small quadratic or entropic term to the objective.",
         PiecewiseConstantWarning,
         stacklevel=4,
     )

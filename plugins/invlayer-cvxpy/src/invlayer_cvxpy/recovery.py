@@ -98,7 +98,7 @@ def _primal(form: CanonicalForm, variable: Any) -> Output:
             "defined. Leave it out, or give it a place in objective or constraints."
         )
     canonical, column = program.id_to_var[number], program.var_id_to_col[number]
-    places = np.arange(1, canonical.size + 1).reshape(canonical.shape, order="F")
+    places = np.arange(1.0, canonical.size + 1).reshape(canonical.shape, order="F")
     full = recover_value_for_leaf(lowered, places, project=False) if not logarithmic else places
     full = np.asarray(full.toarray() if hasattr(full, "toarray") else full)
     flat = np.rint(full.reshape(-1)).astype(np.int64)  # 0 where the value is always zero

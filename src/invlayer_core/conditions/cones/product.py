@@ -120,9 +120,7 @@ class Cones:
                 found.setdefault(family, []).append(range(start, start + family.size))
                 start += family.size
         return tuple(
-            ConeGroup(
-                family, torch.tensor(ranges), ranges[0].start if _are_contiguous(ranges) else None
-            )
+            ConeGroup(family, torch.tensor(ranges), ranges[0].start if _are_contiguous(ranges) else None)
             for family, ranges in found.items()
         )
 
@@ -135,7 +133,7 @@ class Cones:
 
     def joined(self, parts: list[Tensor]) -> Tensor:
         """The groups' ``(*batch, count, k)`` as ``(*batch, m)``."""
-        flat = torch.cat([part.reshape(*part.shape[:-2], -1) for part in parts], -1)
+        flat = torch.cat([part.flatten(-2) for part in parts], -1)
         if self.is_sorted:
             return flat
         return flat[..., self.order.to(flat.device)]

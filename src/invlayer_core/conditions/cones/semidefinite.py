@@ -149,7 +149,7 @@ class _Lyapunov(torch.autograd.Function):
         turned = vectors.unsqueeze(-3)
         sums = (values.unsqueeze(-1) + values.unsqueeze(-2)).unsqueeze(-3)
         inner = turned.mT @ rhs @ turned
-        # Two eigenvalues that are zero: dV ↦ d|V| has no derivative there, and 0 is the middle of what it can be.
+        # Two eigenvalues that are zero: |V| has no derivative there, and 0 is the middle of what it could be.
         return turned @ torch.where(sums > 0, inner / sums, torch.zeros_like(inner)) @ turned.mT
 
     @staticmethod

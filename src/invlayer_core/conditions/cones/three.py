@@ -8,8 +8,8 @@ and differentiating it gives, with g = ∇h(s) and M = I + μ ∇²h(s),
 
     ds/dw = M⁻¹ − M⁻¹ g gᵀ M⁻¹ / (gᵀ M⁻¹ g).
 
-Both cones are curved in one direction only, ∇²h = κ e eᵀ, with e in the plane of the first two coordinates. In
-the orthonormal basis (e, f, z-axis) M = diag(1 + μ κ, 1, 1), and the matrix above can be written without
+Both cones are curved in one direction only, ∇²h = κ e eᵀ, with e in the plane of the first two coordinates.
+In the orthonormal basis (e, f, z-axis) M = diag(1 + μ κ, 1, 1), and the matrix above can be written without
 differences, so that it is right to all digits where the boundary is almost flat or almost a corner. By
 Moreau's decomposition Π_K*(v) = v + Π_K(−v).
 """

@@ -18,7 +18,7 @@ __all__ = ["Clarabel"]
 class Clarabel(inv.Solver):
     """``clarabel.DefaultSolver``; options are the attributes of ``clarabel.DefaultSettings``.
 
-    Default tolerances are 1e-13 for linear and quadratic programs and 1e-10 with curved cones, instead of 1e-8.
+    Default tolerances are 1e-13 for linear and quadratic programs, and 1e-10 with curved cones, not 1e-8.
     """
 
     def solve(self, problem: inv.ConeProblem, y0: Any, options: Mapping[str, Any]) -> inv.SolverResult:
@@ -35,6 +35,7 @@ class Clarabel(inv.Solver):
         return inv.SolverResult(
             y=problem.joined(np.array(found.x), np.array(found.z), np.array(found.s)),
             success=status in ("Solved", "AlmostSolved"),
+            no_solution=status.endswith("Infeasible"),
             iterations=found.iterations,
             message=f"Clarabel: {status}",
             aux={"status": status, "objective": found.obj_val},

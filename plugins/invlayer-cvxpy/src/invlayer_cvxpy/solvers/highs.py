@@ -1,4 +1,4 @@
-"""HiGHS: simplex and interior points for linear programs, active sets for quadratic ones (Huangfu & Hall 2018)."""
+"""HiGHS: simplex and interior points for linear programs, active sets for quadratic ones (Huangfu 2018)."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class HiGHS(inv.Solver):
         return inv.SolverResult(
             y=problem.joined(x, y, problem.b - as_scipy(problem.A_matrix) @ x),
             success=status == "Optimal",
+            no_solution=status in ("Infeasible", "Unbounded", "Primal infeasible or unbounded"),
             iterations=max(highs.getInfo().simplex_iteration_count, highs.getInfo().qp_iteration_count),
             message=f"HiGHS: {status}",
             aux={"status": status, "objective": highs.getInfo().objective_function_value},

@@ -31,6 +31,6 @@ def refuse_cones(solver: str, cones: inv.Cones, accepted: Mapping[str, bool]) ->
     found = [name for name, able in accepted.items() if not able and getattr(cones, name)]
     if found:
         raise inv.ConditionsError(
-            f"{solver} came with {cones}; it does not know the cones {', '.join(found)}. Accepted with them is "
-            "solver='cvxpy.clarabel' or 'cvxpy.scs'."
+            f"{solver} came with {cones}; it does not know the cones {', '.join(found)}. Accepted with "
+            "them is solver='cvxpy.clarabel' or 'cvxpy.scs'."
         )

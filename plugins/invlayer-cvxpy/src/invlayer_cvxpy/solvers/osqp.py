@@ -43,8 +43,13 @@ class OSQP(inv.Solver):
         if problem.start is not None:
             solver.warm_start(x=problem.start[0], y=problem.start[1])
         found = solver.solve(raise_error=False)
+        nothing = "infeasible" in found.info.status
+        x, y = np.array(found.x, dtype=np.float64), np.array(found.y, dtype=np.float64)
+        if nothing:  # what OSQP returns then is no point of the program
+            x, y = np.full_like(x, np.nan), np.full_like(y, np.nan)
         return inv.SolverResult(
-            y=problem.joined(found.x, found.y, problem.b - A @ found.x),
+            y=problem.joined(x, y, problem.b - A @ x),
+            no_solution=nothing,
             success=found.info.status in ("solved", "solved inaccurate"),
             iterations=found.info.iter,
             message=f"OSQP: {found.info.status}",

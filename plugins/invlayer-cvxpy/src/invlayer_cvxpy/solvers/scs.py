@@ -53,6 +53,7 @@ class SCS(inv.Solver):
         return inv.SolverResult(
             y=problem.joined(found["x"], found["y"][back], found["s"][back]),
             success=info["status_val"] in (1, 2),
+            no_solution=info["status_val"] in (-1, -2, -6, -7),
             iterations=info["iter"],
             message=f"SCS: {info['status']}",
             aux={"status": info["status"], "objective": info["pobj"]},

@@ -47,6 +47,7 @@ class ThroughCvxpy(inv.Solver):
         return inv.SolverResult(
             y=problem.joined(value, y, problem.b - as_scipy(problem.A_matrix) @ value),
             success=posed.status == cp.OPTIMAL,
+            no_solution=posed.status in (cp.INFEASIBLE, cp.UNBOUNDED),
             iterations=posed.solver_stats.num_iters or -1 if posed.solver_stats else -1,
             message=f"{self.solver}: {posed.status}",
             aux={"status": posed.status, "objective": posed.value},

@@ -5,8 +5,8 @@ The solver stays as it is; you write in torch what its output satisfies, and get
 
 from invlayer_core import adjoints, jacobians, linear, testing
 from invlayer_core.certificate import SolveInfo
-from invlayer_core.conditions.cone import ConeSolution, ConeStructure
-from invlayer_core.conditions.cones import Cones
+from invlayer_core.conditions.cone import ConeSolution
+from invlayer_core.conditions.cones import Cones, ConeStructure
 from invlayer_core.conditions.kkt import Multipliers
 from invlayer_core.constraints import ConstraintInfo
 from invlayer_core.diagnostics import LayerReport, check_layer

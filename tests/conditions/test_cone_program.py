@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import invlayer_core as inv
-from invlayer_core.conditions.cone import ConeConditions, ConeJacobian
+from invlayer_core.conditions.cone import ConeConditions
+from invlayer_core.conditions.cone_jacobian import ConeJacobian
 
 F64 = torch.float64
 

@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.conditions.cone import ConeStructure
+from invlayer_core.conditions.cones.structure import ConeStructure
 from invlayer_core.execution.forward import Forward
 from invlayer_core.execution.limits import progress_bar
 from invlayer_core.execution.native_threads import single_native_thread

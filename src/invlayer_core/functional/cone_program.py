@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from invlayer_core.call import CommonKeywords, find_solver, read_settings
-from invlayer_core.conditions.cone import ConeConditions, ConeJacobian, ConeSolution, ConeStructure
+from invlayer_core.conditions.cone import ConeConditions, ConeSolution
+from invlayer_core.conditions.cone_jacobian import ConeJacobian
+from invlayer_core.conditions.cones.structure import ConeStructure
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.cone import ConeForward
 from invlayer_core.implicit import solve_implicitly

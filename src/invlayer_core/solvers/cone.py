@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, final
 
 import torch
 
-from invlayer_core.conditions.cone import ConeConditions, ConeJacobian, ConeStructure
+from invlayer_core.conditions.cone import ConeConditions
+from invlayer_core.conditions.cone_jacobian import ConeJacobian
+from invlayer_core.conditions.cones.structure import ConeStructure
 from invlayer_core.solvers.contract import Problem
 
 if TYPE_CHECKING:

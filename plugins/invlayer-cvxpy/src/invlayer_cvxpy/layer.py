@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import cvxpy as cp
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 import invlayer_core as inv
 from invlayer_cvxpy.affine import SparseAffine
 from invlayer_cvxpy.canonical import canonicalise
+from invlayer_cvxpy.kkt import RegularisedLU
 from invlayer_cvxpy.parameters import Parameters, check_complete
 from invlayer_cvxpy.problems import check_problem, warn_of_linear_program
 from invlayer_cvxpy.recovery import outputs
@@ -43,8 +44,9 @@ class CvxpyLayer(torch.nn.Module):
     n_jobs : int
         How many samples are solved at a time, in threads.
     adjoint, on_failure, atol, rtol, polish, progress, return_info
-        As in :func:`invlayer_core.cone_program`. ``polish`` is ``"auto"`` for problems of up to 200
-        canonical variables and constraints, and 0 beyond.
+        As in :func:`invlayer_core.cone_program`. ``polish`` is ``"auto"``, except for linear and quadratic
+        programs of more than 200 canonical variables and constraints that are not sparse: there it is 0.
+        ``adjoint`` is by dense or sparse factors, whichever suits the size.
 
     Raises
     ------
@@ -87,19 +89,12 @@ class CvxpyLayer(torch.nn.Module):
         self.parameters_of_problem = Parameters(form, parameters)
         self.outputs = outputs(form, problem, variables)
         self.solver, self.solver_args, self.n_jobs = _named(solver), dict(solver_args or {}), n_jobs
-        defaults = {
-            "polish": "auto" if self._is_small else 0,
-            "adjoint": inv.adjoints.Implicit(singular="consistent"),
-        }
+        defaults = {"polish": _polish(self.structure), "adjoint": _adjoint(self.structure)}
         self.keywords = {**defaults, **keywords}
         self._data = form.data
         self._maps: dict[tuple[bool, ...], _Split] = {}
         if form.structure.cones.is_polyhedral and not form.structure.P[0].numel() and not gp:
             warn_of_linear_program()
-
-    @property
-    def _is_small(self) -> bool:
-        return self.structure.size + self.structure.equations <= _POLISHED
 
     def forward(
         self,
@@ -197,6 +192,25 @@ class _Split:
             if all(value.ndim == 1 for value in result.values()):  # batched, but without influence
                 result["q"] = result["q"].expand(*rows.shape[:-1], -1)
         return result
+
+
+def _polish(structure: inv.ConeStructure) -> Literal["auto"] | int:
+    """Newton steps unless the Jacobian is large and dense, and the solver accurate without them."""
+    small = structure.size + structure.equations <= _POLISHED
+    return "auto" if small or structure.places is not None or not structure.cones.is_polyhedral else 0
+
+
+def _adjoint(structure: inv.ConeStructure) -> inv.adjoints.Adjoint:
+    """Dense LU, or sparse factors where the Jacobian is large and sparse.
+
+    Either gives an answer where J is singular but the system has a solution: the variables that CVXPY adds
+    for the epigraph of a constraint are not unique if it is not active.
+    """
+    if structure.places is None:
+        return inv.adjoints.Implicit(singular="consistent")
+    size = structure.size + structure.equations
+    pattern = inv.jacobians.SparsityPattern(*structure.places, (size, size))
+    return inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(pattern, RegularisedLU(structure.size)))
 
 
 def _named(solver: str | inv.Solver) -> str | inv.Solver:

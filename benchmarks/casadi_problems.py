@@ -44,9 +44,7 @@ def quadrotor(x: Any, u: Any, theta: Any) -> Any:
         q[0] * w[1] - q[1] * w[2] + q[3] * w[0],
         q[0] * w[2] + q[1] * w[1] - q[2] * w[0],
     )
-    torque = ca.vertcat(
-        0.2 * (u[0] - u[2]), 0.2 * (u[1] - u[3]), 0.01 * (u[0] - u[1] + u[2] - u[3])
-    )
+    torque = ca.vertcat(0.2 * (u[0] - u[2]), 0.2 * (u[1] - u[3]), 0.01 * (u[0] - u[1] + u[2] - u[3]))
     return ca.vertcat(v, a, turn, (torque - ca.cross(w, inertia * w)) / inertia)
 
 

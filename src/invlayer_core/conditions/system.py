@@ -28,6 +28,10 @@ class SparseJacobian(ABC):
     places: tuple[Tensor, Tensor] | None
 
     @abstractmethod
+    def __call__(self, y: Tensor, *args: Any) -> Tensor:
+        """The blocks, ``(*batch, n, n)``."""
+
+    @abstractmethod
     def entries(self, y: Tensor, *args: Any) -> Tensor:
         """``(*batch, nnz)``."""
 

@@ -105,6 +105,8 @@ def run_workload(workload: Workload, asked: BatchMode, *, thread_safe: bool) -> 
     """
     if asked == "stacked":
         _require_stackable(workload)
+    if asked == "lockstep":
+        _require_turns(workload)
     count = len(workload.todo)
     divides = count > 1 and asked != "stacked" and (asked != "lockstep" or count > CHUNK)
     tried = probe(workload) if divides else Probe(None, 0.0, 0.0)
@@ -133,6 +135,8 @@ def _choose(workload: Workload, tried: Probe, *, thread_safe: bool) -> _Choice:
     # Never "stacked" unasked: there a sample's value depends on the others, within the tolerance.
     if not thread_safe:
         return _Choice("serial", "the solver is not declared thread-safe")
+    if not workload.solver.takes_turns(options):
+        return _Choice("serial", "the solver holds a lock while it asks for F")
     solver = workload.solver
     if count >= _FEW and solver.takes_jacobian(options) and solver.renews_jacobian(options):
         return _Choice("lockstep", "the solver asks for Jacobians on its way, which are dear one by one")
@@ -149,6 +153,14 @@ def _by_cost(tried: Probe, count: int) -> _Choice:
     if tried.alone > share + _TURN:
         return _Choice("lockstep", measured)
     return _Choice("serial", f"{measured}: turns in lockstep would cost more than they save")
+
+
+def _require_turns(workload: Workload) -> None:
+    if workload.y0.shape[0] and not workload.solver.takes_turns(workload.options_of(0)):
+        raise ConditionsError(
+            f"{workload.name} with options {sorted(workload.options_of(0))} holds a lock while it asks for "
+            "F: batch='lockstep' would never end. Accepted are 'auto', 'serial', 'threads' and 'processes'."
+        )
 
 
 def _is_stackable(workload: Workload) -> bool:

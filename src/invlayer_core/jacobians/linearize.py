@@ -174,7 +174,7 @@ class RecordedLinearization(Linearization):
             moving = [(g, d) for g, d in zip(grads, given, strict=True) if g.requires_grad]
             if not moving:  # F reads none of them
                 return torch.zeros_like(self.value)
-            grads, given = zip(*moving, strict=True)
+            grads, given = tuple(g for g, _ in moving), [d for _, d in moving]
             (result,) = torch.autograd.grad(
                 grads, cotangent, given,
                 create_graph=self.create_graph, retain_graph=True, allow_unused=True, materialize_grads=True,

@@ -148,9 +148,10 @@ def run_program(execution: LevelwiseExecution | LinewiseExecution, inputs: Seque
     if batch <= most:
         results = execution(joined)
     else:
-        parts = [execution(part.contiguous()) for part in joined.split(most, dim=1)]
-        results = torch.cat(parts, dim=1)
-    return [rows.T.contiguous() for rows in results.split(list(execution.program.outputs))]
+        results = torch.cat([execution(part.contiguous()) for part in joined.split(most, dim=1)], dim=1)
+    # Forward mode wants strides as a new tensor has them, which contiguous() does not promise for dims of one.
+    parts = results.split(list(execution.program.outputs))
+    return [rows.new_empty(batch, rows.shape[0]).copy_(rows.T) for rows in parts]
 
 
 def linewise_pays(inputs: Sequence[Tensor]) -> bool:

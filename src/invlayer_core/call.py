@@ -37,6 +37,7 @@ __all__ = [
     "CommonKeywords",
     "SolverLike",
     "choose_forward",
+    "find_solver",
     "name_of",
     "open_arguments",
     "read_settings",
@@ -146,7 +147,7 @@ def choose_forward(
     The last ``bounds`` of the args are the engine's, and kept from a plain callable.
     """
     if isinstance(solver, (str, Solver)):
-        instance, name, thread_safe = _find_solver(solver, kind)
+        instance, name, thread_safe = find_solver(solver, kind)
         if instance.batched:
             check_batched(name, settings.batch, settings.limits)
         opened = open_options(options)
@@ -167,7 +168,8 @@ def choose_forward(
     return plain, arguments.tensors
 
 
-def _find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
+def find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
+    """The instance, its name, and whether several threads may use it at once."""
     if isinstance(solver, Solver):
         return solver, type(solver).__name__, False
     spec = get_registry().get_spec(solver, called=f"{kind}(solver={solver!r})")
@@ -198,7 +200,16 @@ def _solver_second_derivative(system: System, y: Tensor, theta: Any) -> Tensor:
     return second.detach()
 
 
-DERIVATIVES = Derivatives(_solver_jacobian, _solver_second_derivative)
+def _solver_linearized(system: System, y: Tensor, theta: Any, recorded: bool) -> tuple[Tensor, Tensor]:
+    """F and J for a forward solver, from one evaluation; on the graph if they are to be recorded."""
+    if not recorded:
+        linearization = linearize(system, y.detach(), theta)
+        return linearization.value.detach(), per_sample_blocks(linearization).detach()
+    linearization = linearize(system, y, theta, create_graph=torch.is_grad_enabled())
+    return linearization.value, per_sample_blocks(linearization)
+
+
+DERIVATIVES = Derivatives(_solver_jacobian, _solver_second_derivative, _solver_linearized)
 """How a forward solver's derivatives are taken."""
 
 

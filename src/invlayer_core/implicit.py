@@ -36,6 +36,7 @@ from invlayer_core.leaves import EventDims, check_event_dims
 from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
 from invlayer_core.solvers.direct import handed_factors
+from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["BatchMode", "OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
@@ -178,8 +179,12 @@ def solve_implicitly(
                 conditions, arguments, forward, tensors, settings,
                 captured=captured, jacobian=jacobian, measurable=measurable, warm=warm,
             )  # fmt: skip
+    adjoint, watched = settings.adjoint, torch.is_grad_enabled() or _functorch.in_forward_mode()
+    iterations = forward.iterations(tensors, repr(adjoint)) if adjoint.needs_iterations else None
+    resolve = forward.resolver(tensors, repr(adjoint)) if adjoint.needs_resolve else None
     with outside_inference_mode():
-        y, claimed, outcome = run_forward(forward, tensors)
+        record = iterations if adjoint.records_solve and watched else None
+        y, claimed, outcome = run_forward(forward, tensors, record)
     if outcome.structure is not None:  # y is a pytree, or complex: from here on one real vector per sample
         conditions = StructuredConditions(conditions, outcome.structure)
         jacobian = None if jacobian is None else StructuredJacobian(jacobian, outcome.structure)
@@ -192,12 +197,12 @@ def solve_implicitly(
     if _needs_derivative(system) or torch.is_grad_enabled():
         system = system.with_places()
     with _functorch.own_saved_tensors():
-        watched = torch.is_grad_enabled() or _functorch.in_forward_mode()  # no_grad stops no tangent
         system, residual = _certify(system, y, find=captured is None and watched)
     steps = None
     if settings.polish:
         with outside_inference_mode(), _functorch.own_saved_tensors():
-            y, residual, steps = polish(system, y, residual, settings.polish)
+            method = getattr(settings.adjoint, "linear_solver", None)
+            y, residual, steps = polish(system, y, residual, settings.polish, method)
     measured = system.shape.vectors(residual) if measurable else None
     flat, beside = system.shape.vectors(y), None
     if measured is not None:
@@ -205,7 +210,8 @@ def solve_implicitly(
     else:  # nothing to measure: it holds where the solver itself has no doubts
         holds = outcome.without_doubts and all_hold(flat, torch.zeros_like(flat), settings.atol)
     if holds and not settings.return_info:
-        return Solution(_attach(system, y, None, settings, outcome), None, outcome)  # no one asked for more
+        y = _attach(system, y, None, settings, outcome, iterations, resolve)
+        return Solution(y, None, outcome)  # no one asked for more
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
     if measured is not None and not holds:
         beside = _residual_beside(system, nudged(flat, settings.rtol))
@@ -214,7 +220,7 @@ def solve_implicitly(
     info = replace(info, start=_origin(info.ok, outcome, warm))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    return Solution(_attach(system, y, dead, settings, outcome), info, outcome)
+    return Solution(_attach(system, y, dead, settings, outcome, iterations, resolve), info, outcome)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
@@ -285,12 +291,22 @@ def _bury(
     return y, dead
 
 
-def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings, outcome: Outcome) -> Tensor:
+def _attach(
+    system: System,
+    y: Tensor,
+    dead: Tensor | None,
+    settings: Settings,
+    outcome: Outcome,
+    iterations: Iterations | None,
+    resolve: Callable[[System, Tensor], Tensor] | None,
+) -> Tensor:
     if not _needs_derivative(system):
         return y
     factors = () if _functorch.is_active() else handed_factors(outcome.aux, system.shape.count)
     dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
-    return settings.adjoint.attach(system, y, dead, dead_value, factors)
+    if iterations is not None:
+        iterations = iterations.with_recorded(outcome.recorded)
+    return settings.adjoint.attach(system, y, dead, dead_value, factors, iterations, resolve)
 
 
 def _needs_derivative(system: System) -> bool:

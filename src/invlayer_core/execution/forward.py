@@ -16,10 +16,13 @@ import torch
 from torch import Size, Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, UnsupportedTransformError
 from invlayer_core.execution.outcome import Outcome
+from invlayer_core.execution.recorded import RecordedIterations, not_recordable
 from invlayer_core.inputs import NumpyFunction
 from invlayer_core.leaves import EventDims
+from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments, SystemShape
 from invlayer_core.structured import Structure, matches
 
@@ -46,6 +49,29 @@ class Forward(ABC):
     @abstractmethod
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         """The solution in its full shape, and the outcome of every sample."""
+
+    def iterations(self, tensors: Sequence[Tensor], called: str) -> Iterations:
+        """The iterations of the solver, for the adjoint ``called`` so to record them.
+
+        Raises
+        ------
+        ConditionsError
+            If they cannot be recorded.
+        """
+        raise not_recordable(called, self.name)
+
+    def resolver(self, tensors: Sequence[Tensor], called: str) -> Callable[[System, Tensor], Tensor]:
+        """A function ``(system, start) -> y`` that solves other systems by the same solver.
+
+        Raises
+        ------
+        ConditionsError
+            If the solver knows no other system than its own.
+        """
+        raise ConditionsError(
+            f"adjoint={called} came with {self.name!r}, a function of your own, which cannot be given "
+            "another objective. Accepted is a registered solver, by its name; or resolve=False."
+        )
 
     @abstractmethod
     def mapped(self, size: int, dims: Sequence[int | None]) -> Forward:
@@ -220,8 +246,17 @@ class _OpaqueSolve(torch.autograd.Function):
         return _OpaqueSolve.apply(mapped, record, *tensors), (0, 0)
 
 
-def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Outcome]:
+def run_forward(
+    forward: Forward, tensors: Sequence[Tensor], iterations: Iterations | None = None
+) -> tuple[Tensor, Tensor | None, Outcome]:
     """Solve, whatever transform is running.
+
+    Parameters
+    ----------
+    forward : Forward
+    tensors : sequence of Tensor
+    iterations : Iterations, optional
+        Of ``forward``: the solve is to run by them, on the graph.
 
     Returns
     -------
@@ -232,6 +267,9 @@ def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Te
     outcome : Outcome
         Of the whole (folded) batch, plain.
     """
+    if isinstance(iterations, RecordedIterations):
+        y, outcome = iterations.run()
+        return y, outcome.status.reshape(SystemShape.of(y, forward.event_dims).batch), outcome
     detached = [tensor.detach() for tensor in tensors]
     if not _functorch.is_active():
         with torch.no_grad(), _functorch.own_saved_tensors():

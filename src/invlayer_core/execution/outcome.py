@@ -39,6 +39,8 @@ class Outcome:
         How the batch was run, and why so; empty where there is but one way.
     start : Tensor of int64, ``(B,)``, or None
         Which of several starts each sample's solution comes from; None where there was one.
+    recorded : Tensor or None
+        y on the graph, where the iterations were recorded.
     """
 
     y: Tensor
@@ -52,6 +54,7 @@ class Outcome:
     how: str = ""
     why: str = ""
     start: Tensor | None = None
+    recorded: Tensor | None = None
 
     @classmethod
     def without_claims(

@@ -33,10 +33,14 @@ __all__ = ["Derivatives", "Workload"]
 @final
 @dataclass(frozen=True)
 class Derivatives:
-    """How J, and F″ of scalar equations, are taken: functions of ``(system, y, theta)``."""
+    """How J, and F″ of scalar equations, are taken: functions of ``(system, y, theta)``.
+
+    ``linearized`` gives F and J, from one evaluation, on the graph or not.
+    """
 
     jacobian: Callable[[System, Tensor, Sequence[Tensor]], Tensor]
     second: Callable[[System, Tensor, Sequence[Tensor]], Tensor]
+    linearized: Callable[[System, Tensor, Sequence[Tensor], bool], tuple[Tensor, Tensor]]
 
 
 @final
@@ -67,6 +71,8 @@ class Workload:
         The number of row 0 in the user's batch.
     at_start : AtStart or None
         What is known of every sample at its start.
+    recorded : bool
+        Whether what the problem gives hangs on the graph.
     """
 
     name: str
@@ -83,12 +89,19 @@ class Workload:
     todo: range = field(default=range(0))
     first: int = 0
     at_start: AtStart | None = None
+    recorded: bool = False
+
+    @property
+    def shared_options(self) -> dict[str, Any]:
+        """The options of a batched solver, tensors for all samples among them."""
+        (options,) = self.options.unflatten(self.option_tensors)
+        return dict(options)
 
     def problem(self) -> BatchProblem:
         """All systems at once."""
         return BatchProblem(
             self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second,
-            {name: partial(self._part, name) for name in self.part_names},
+            {name: partial(self._part, name) for name in self.part_names}, self._linearized,
         )  # fmt: skip
 
     @property
@@ -105,7 +118,7 @@ class Workload:
             system = self.system.of_part(name.removesuffix("_jacobian"))
             return self.derivatives.jacobian(system, point, self.theta)
         system = self.system.of_part(name)
-        with torch.no_grad():
+        with self._recording():
             value = system.residual(point, self.theta)
         system.check_residual(value)
         return value.reshape(count, *value.shape[len(system.shape.batch) :]).to(y.dtype)
@@ -118,8 +131,28 @@ class Workload:
 
     def _residual(self, y: Tensor) -> Tensor:
         shape = self.system.shape
-        with torch.no_grad():
+        with self._recording():
             residual = self.system.residual(y.reshape(shape.full), self.theta)
+        return self._checked(residual, y)
+
+    def _recording(self) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(self.recorded and torch.is_grad_enabled())
+
+    def _linearized(self, name: str, y: Tensor) -> tuple[Tensor, Tensor]:
+        """F or a part, with its Jacobian."""
+        point = y.reshape(self.system.shape.full)
+        if name == "residual":
+            value, blocks = self.derivatives.linearized(self.system, point, self.theta, self.recorded)
+            return self._checked(value, y), blocks
+        if f"{name}_jacobian" in self.system.parts:  # the user's own
+            return self._part(name, y), self._part(f"{name}_jacobian", y)
+        system = self.system.of_part(name)
+        value, blocks = self.derivatives.linearized(system, point, self.theta, self.recorded)
+        system.check_residual(value)
+        return value.reshape(y.shape[0], -1).to(y.dtype), blocks
+
+    def _checked(self, residual: Tensor, y: Tensor) -> Tensor:
+        shape = self.system.shape
         self.system.check_residual(residual)
         if residual.numel() != y.numel():
             raise ConditionsError(

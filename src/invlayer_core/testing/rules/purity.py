@@ -9,17 +9,18 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import torch
 
-from invlayer_core.layers import FixedPointLayer, RootLayer
+from invlayer_core.layers import FixedPointLayer, LeastSquaresLayer, MinimizeLayer, NLPLayer, RootLayer
 from invlayer_core.solvers import Solver
 from invlayer_core.testing.oracles import same
 from invlayer_core.testing.problems import pose
 from invlayer_core.testing.rules.rule import Violation, rule
 from invlayer_core.testing.subject import Subject
-from invlayer_core.testing.zoo import Case, coupled_cubic, quadratic, regular_cases
+from invlayer_core.testing.zoo import Case, HalfNorm, coupled_cubic, quadratic, regular_cases
 
 __all__ = ["global_state", "no_mutation", "pickling", "repeatable"]
 
@@ -143,8 +144,19 @@ def pickling(subject: Subject) -> str:
     return "solver and layer, by pickle and deepcopy, give bitwise the same result"
 
 
-def _layer(subject: Subject, case: Case, kind: str) -> RootLayer | FixedPointLayer:
-    layer = RootLayer if kind == "root" else FixedPointLayer
+_LAYERS: Final[Mapping[str, Callable[..., torch.nn.Module]]] = MappingProxyType(
+    {
+        "root": RootLayer,
+        "fixed_point": FixedPointLayer,
+        "minimize": MinimizeLayer,
+        "least_squares": LeastSquaresLayer,
+        "nlp": lambda function, **keywords: NLPLayer(HalfNorm(), eq=function, polish=0, **keywords),
+    }
+)
+
+
+def _layer(subject: Subject, case: Case, kind: str) -> torch.nn.Module:
+    layer = _LAYERS[kind]
     tolerance = subject.tolerance
     return layer(
         case.posed(kind),

@@ -63,6 +63,7 @@ from invlayer_core.solvers.lookup import (
     solvers,
 )
 from invlayer_core.solvers.spec import SolverSpec
+from invlayer_core.starts import starts_between
 
 __all__ = [
     "CSC",
@@ -120,6 +121,7 @@ __all__ = [
     "register_solver",
     "root",
     "solvers",
+    "starts_between",
     "testing",
 ]
 

@@ -20,8 +20,10 @@ from invlayer_core.solvers.contract import BatchProblem, Solver, SolverResult, S
 __all__ = ["run_batched"]
 
 
-def run_batched(solver: Solver, problem: BatchProblem, y0: Tensor, options: Mapping[str, Any]) -> Outcome:
-    """One call of ``solve`` for all samples.
+def run_batched(
+    solver: Solver, problem: BatchProblem, y0: Tensor, options: Mapping[str, Any], *, recorded: bool = False
+) -> Outcome:
+    """One call of ``solve`` for all samples; ``recorded`` keeps its result on the graph, too.
 
     An exception fails the whole batch: nothing tells which sample it came from.
     """
@@ -47,6 +49,7 @@ def run_batched(solver: Solver, problem: BatchProblem, y0: Tensor, options: Mapp
         iterations=torch.as_tensor(result.iterations, device=y0.device).reshape(-1).expand(count).long(),
         message=messages_of(result, count),
         aux=(result.aux,),
+        recorded=result.y.to(y0) if recorded else None,
     )
 
 

@@ -18,9 +18,17 @@ from invlayer_core.errors import (
     SolverNotFoundError,
     UnsupportedTransformError,
 )
-from invlayer_core.functional import batch_jacobian, fixed_point, implicit_function, inverse, root
+from invlayer_core.functional import (
+    Multipliers,
+    batch_jacobian,
+    fixed_point,
+    implicit_function,
+    inverse,
+    qp,
+    root,
+)
 from invlayer_core.inputs import from_numpy
-from invlayer_core.layers import FixedPointLayer, InverseLayer, RootLayer
+from invlayer_core.layers import FixedPointLayer, InverseLayer, QPLayer, RootLayer
 from invlayer_core.solvers.contract import (
     BatchProblem,
     Problem,
@@ -39,20 +47,26 @@ from invlayer_core.solvers.lookup import (
     register_solver,
     solvers,
 )
+from invlayer_core.solvers.quadratic import BatchQuadraticProblem, CoordinateMatrix, QuadraticProblem
 from invlayer_core.solvers.spec import SolverSpec
 
 __all__ = [
     "BatchProblem",
+    "BatchQuadraticProblem",
     "ConditionsError",
     "ConvergenceError",
     "ConvergenceWarning",
+    "CoordinateMatrix",
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",
     "LayerReport",
     "LinearSolverSpec",
+    "Multipliers",
     "PerformanceWarning",
     "Problem",
+    "QPLayer",
+    "QuadraticProblem",
     "RootLayer",
     "SampleProblem",
     "SingularJacobianError",
@@ -78,6 +92,7 @@ __all__ = [
     "jacobians",
     "linear",
     "linear_solvers",
+    "qp",
     "register_linear_solver",
     "register_solver",
     "root",

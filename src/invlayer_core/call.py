@@ -33,6 +33,7 @@ from invlayer_core.structured import Structure
 __all__ = [
     "CommonKeywords",
     "SolverLike",
+    "find_solver",
     "name_of",
     "open_arguments",
     "read_settings",
@@ -124,7 +125,7 @@ def _forward(
     settings: Settings,
 ) -> tuple[Forward, tuple[Tensor, ...]]:
     if isinstance(solver, (str, Solver)):
-        instance, name, thread_safe = _find_solver(solver, kind)
+        instance, name, thread_safe = find_solver(solver, kind)
         if instance.batched:
             check_batched(name, settings.batch, settings.limits)
         opened = open_options(options)
@@ -144,7 +145,8 @@ def _forward(
     return plain, arguments.tensors
 
 
-def _find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
+def find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
+    """The solver behind a name, how messages call it, and whether several threads may use it at once."""
     if isinstance(solver, Solver):
         return solver, type(solver).__name__, False
     spec = get_registry().get_spec(solver, called=f"{kind}(solver={solver!r})")

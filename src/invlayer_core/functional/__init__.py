@@ -4,5 +4,15 @@ from invlayer_core.functional.batch_jacobian import batch_jacobian
 from invlayer_core.functional.equations import fixed_point, root
 from invlayer_core.functional.implicit_function import implicit_function
 from invlayer_core.functional.inverse import inverse, inverse_conditions
+from invlayer_core.functional.quadratic import Multipliers, qp
 
-__all__ = ["batch_jacobian", "fixed_point", "implicit_function", "inverse", "inverse_conditions", "root"]
+__all__ = [
+    "Multipliers",
+    "batch_jacobian",
+    "fixed_point",
+    "implicit_function",
+    "inverse",
+    "inverse_conditions",
+    "qp",
+    "root",
+]

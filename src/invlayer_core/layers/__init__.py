@@ -2,5 +2,6 @@
 
 from invlayer_core.layers.equations import FixedPointLayer, RootLayer
 from invlayer_core.layers.inverse import InverseLayer
+from invlayer_core.layers.quadratic import QPLayer
 
-__all__ = ["FixedPointLayer", "InverseLayer", "RootLayer"]
+__all__ = ["FixedPointLayer", "InverseLayer", "QPLayer", "RootLayer"]

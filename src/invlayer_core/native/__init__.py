@@ -9,11 +9,21 @@ __all__ = ["register_solver"]
 
 
 @hookimpl
-def register_solver() -> SolverSpec:
+def register_solver() -> list[SolverSpec]:
     """Describe the torch solvers; see :meth:`invlayer_core.solvers.SolverHooks.register_solver`."""
-    return SolverSpec(
-        name="torch.newton",
-        factory="invlayer_core.native.newton:Newton",
-        kinds=("root", "fixed_point"),
-        batched=True,
-    )
+    return [
+        SolverSpec(
+            name="torch.newton",
+            factory="invlayer_core.native.newton:Newton",
+            kinds=("root", "fixed_point"),
+            batched=True,
+        ),
+        SolverSpec(
+            name="torch.qp",
+            factory="invlayer_core.native.quadratic:InteriorPoint",
+            kinds=("qp",),
+            batched=True,
+            bounds=True,
+            constraints=True,
+        ),
+    ]

@@ -1,0 +1,194 @@
+"""Quadratic programs as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, Unpack, final
+
+import torch
+from torch import Tensor
+
+from invlayer_core import _functorch
+from invlayer_core.active_set import PolishedForward
+from invlayer_core.adjoints.active_set import ActiveSet
+from invlayer_core.adjoints.implicit import Implicit
+from invlayer_core.call import CommonKeywords, find_solver, read_settings
+from invlayer_core.compiled.tracing import outside_graph
+from invlayer_core.conditions.quadratic import ARGUMENTS, QuadraticConditions, QuadraticLayout
+from invlayer_core.errors import ConditionsError
+from invlayer_core.execution.plan import check_batched
+from invlayer_core.execution.quadratic import QuadraticForward
+from invlayer_core.implicit import Settings, solve_implicitly
+from invlayer_core.linear.saddle_bank import SaddleBank
+from invlayer_core.quadratic_arguments import read_program
+from invlayer_core.solvers.contract import Solver
+from invlayer_core.structure import Arguments
+
+__all__ = ["Multipliers", "qp"]
+
+
+@final
+class Multipliers(NamedTuple):
+    """The multipliers of a quadratic program: P x + q + Aᵀν + Gᵀλ − λ_lb + λ_ub = 0.
+
+    Attributes
+    ----------
+    equality : Tensor of shape ``(*batch, rows of A)`` or None
+    inequality : Tensor of shape ``(*batch, rows of G)`` or None
+    lower, upper : Tensor of shape ``(*batch, n)`` or None
+    """
+
+    equality: Tensor | None
+    inequality: Tensor | None
+    lower: Tensor | None
+    upper: Tensor | None
+
+
+def qp(
+    P: Tensor | None,
+    q: Tensor,
+    G: Tensor | None = None,
+    h: Tensor | None = None,
+    A: Tensor | None = None,
+    b: Tensor | None = None,
+    lb: Tensor | None = None,
+    ub: Tensor | None = None,
+    *,
+    solver: str | Solver = "qpsolvers.clarabel",
+    options: Mapping[str, Any] | None = None,
+    x0: Tensor | None = None,
+    return_multipliers: bool = False,
+    **keywords: Unpack[CommonKeywords],
+) -> Any:
+    """Minimise ½ xᵀPx + qᵀx subject to G x ≤ h, A x = b and lb ≤ x ≤ ub, differentiably in every argument.
+
+    The active set is certified whatever the solver's accuracy, and x and its multipliers are polished on it.
+    Derivatives are those of the active set (Amos & Kolter, OptNet, ICML 2017).
+
+    Parameters
+    ----------
+    P : Tensor of shape ``(*batch, n, n)`` or None
+        Positive semidefinite; of one that is not symmetric, ½ (P + Pᵀ) is meant. None for a linear program.
+    q : Tensor of shape ``(*batch, n)``
+    G, h : Tensors of shape ``(*batch, m, n)`` and ``(*batch, m)``, optional
+    A, b : Tensors of shape ``(*batch, k, n)`` and ``(*batch, k)``, optional
+    lb, ub : Tensors of shape ``(*batch, n)``, optional
+        Infinite where a variable has no bound.
+    solver : str or Solver
+        A registered name (``inv.solvers("qp")`` lists them), or a ``Solver`` of quadratic programs.
+    options : mapping, optional
+        The solver's own options, unchanged.
+    x0 : Tensor of shape ``(*batch, n)``, optional
+        Where the solver starts, if it makes use of that. No gradient flows to it.
+    return_multipliers : bool
+        Return ``(x, Multipliers)``; they are differentiable, too.
+    **keywords
+        ``on_failure, atol, rtol, polish, adjoint, batch, timeout, progress, return_info``: see ``Settings``.
+        ``polish`` is the number of linear systems that certifying may take; ``"auto"``, up to 30, by default.
+        With ``adjoint=Implicit(singular=...)`` a sample whose derivative is not unique is answered otherwise
+        than by the default, ``"consistent"``.
+
+    Returns
+    -------
+    Tensor of shape ``(*batch, n)``, with the multipliers and the ``SolveInfo`` behind it if asked for
+        Any argument may have batch dims; they broadcast. ``info.aux`` says of every sample whether its active
+        set is ``"ambiguous"``: a constraint is active with a multiplier of zero, and the derivative given is
+        the one-sided derivative that keeps it inactive.
+
+    Raises
+    ------
+    ConditionsError
+        If shapes, dtypes or devices do not fit.
+    ConvergenceError
+        If a program is infeasible or unbounded, or the solver misses it, unless ``on_failure`` says otherwise.
+    SingularJacobianError
+        In the backward pass, if x or the multipliers asked for are not a differentiable function of the args.
+
+    Examples
+    --------
+    >>> import torch, invlayer_core as inv
+    >>> q = torch.tensor([-1.0, -3.0], dtype=torch.float64, requires_grad=True)
+    >>> x = inv.qp(torch.eye(2, dtype=torch.float64), q, ub=torch.ones(2, dtype=torch.float64), solver="torch.qp")
+    >>> x.sum().backward()
+    >>> q.grad
+    tensor([-1., 0.], dtype=torch.float64)
+    """
+    given = (P, q, G, h, A, b, lb, ub)
+    if torch.compiler.is_compiling():
+        return outside_graph(_qp, given, solver, options, x0, return_multipliers, keywords)
+    return _qp(given, solver, options, x0, return_multipliers, keywords)
+
+
+def _qp(
+    given: tuple[Tensor | None, ...],
+    solver: str | Solver,
+    options: Mapping[str, Any] | None,
+    x0: Tensor | None,
+    return_multipliers: bool,
+    keywords: CommonKeywords,
+) -> Any:
+    settings = _settings(keywords)
+    layout, theta, restore = read_program(dict(zip(ARGUMENTS, given, strict=True)))
+    batch = layout.program(theta).batch()
+    instance, name, thread_safe = find_solver(solver, "qp")
+    if instance.batched:
+        check_batched(name, settings.batch, settings.limits)
+    elif settings.batch in ("lockstep", "stacked"):
+        raise ConditionsError(
+            f"qp(batch={settings.batch!r}): a quadratic program goes to its solver as a whole, and not by "
+            "calls of F. Accepted are 'auto', 'serial' and 'threads'."
+        )
+    rounds = settings.polish
+    settings = replace(settings, polish=0)
+    bank = SaddleBank() if _keeps_factors(theta) else None
+    if isinstance(settings.adjoint, Implicit) and settings.adjoint.linear_solver == "auto":
+        settings = replace(
+            settings, adjoint=ActiveSet(settings.adjoint, SaddleBank() if bank is None else bank)
+        )
+    forward = PolishedForward(
+        QuadraticForward(
+            name, instance, layout, batch, settings.batch, thread_safe, settings.limits, dict(options or {})
+        ),
+        layout,
+        rounds,
+        bank,
+    )
+    guess = () if x0 is None else (x0.detach().to(theta[0]),)
+    solution = solve_implicitly(
+        QuadraticConditions(layout),
+        Arguments.flatten(theta),
+        forward,
+        (*theta, *guess),
+        settings,
+        captured=(),
+    )
+    result = _taken_apart(layout, restore(solution.y))
+    result = result if return_multipliers else result[:1]
+    result = (*result, solution.info) if settings.return_info else result
+    return result if len(result) > 1 else result[0]
+
+
+def _settings(keywords: CommonKeywords) -> Settings:
+    if keywords.get("event_dims", 1) != 1:
+        raise ConditionsError(
+            f"qp(event_dims={keywords['event_dims']!r}): the last dim of x is one program's variables; leave "
+            "event_dims out."
+        )
+    keywords = {"polish": "auto", "adjoint": Implicit(singular="consistent"), **keywords}
+    return read_settings(keywords)
+
+
+def _keeps_factors(theta: tuple[Tensor, ...]) -> bool:
+    """Whether a derivative by torch's tape is to be expected, which can use the factors of the polish."""
+    return torch.is_grad_enabled() and not _functorch.is_active() and any(t.requires_grad for t in theta)
+
+
+def _taken_apart(layout: QuadraticLayout, z: Tensor) -> tuple[Any, ...]:
+    x, equality, inequality, lower, upper = z.split(layout.sections, -1)
+    names = ("A", "G", "lb", "ub")
+    parts = (
+        part if name in layout.names else None
+        for name, part in zip(names, (equality, inequality, lower, upper), strict=True)
+    )
+    return x, Multipliers(*parts)

@@ -5,11 +5,14 @@ The solver stays as it is; you write in torch what its output satisfies, and get
 
 from invlayer_core import adjoints, jacobians, linear, testing
 from invlayer_core.certificate import SolveInfo
+from invlayer_core.conditions.kkt import Multipliers
+from invlayer_core.constraints import ConstraintInfo
 from invlayer_core.diagnostics import LayerReport, check_layer
 from invlayer_core.errors import (
     ConditionsError,
     ConvergenceError,
     ConvergenceWarning,
+    DegeneracyWarning,
     InvlayerError,
     PerformanceWarning,
     SingularJacobianError,
@@ -19,16 +22,26 @@ from invlayer_core.errors import (
     UnsupportedTransformError,
 )
 from invlayer_core.functional import (
-    Multipliers,
     batch_jacobian,
     fixed_point,
     implicit_function,
     inverse,
+    least_squares,
+    minimize,
+    nlp,
     qp,
     root,
 )
 from invlayer_core.inputs import from_numpy
-from invlayer_core.layers import FixedPointLayer, InverseLayer, QPLayer, RootLayer
+from invlayer_core.layers import (
+    FixedPointLayer,
+    InverseLayer,
+    LeastSquaresLayer,
+    MinimizeLayer,
+    NLPLayer,
+    QPLayer,
+    RootLayer,
+)
 from invlayer_core.solvers.contract import (
     BatchProblem,
     Problem,
@@ -54,15 +67,20 @@ __all__ = [
     "BatchProblem",
     "BatchQuadraticProblem",
     "ConditionsError",
+    "ConstraintInfo",
     "ConvergenceError",
     "ConvergenceWarning",
     "CoordinateMatrix",
+    "DegeneracyWarning",
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",
     "LayerReport",
+    "LeastSquaresLayer",
     "LinearSolverSpec",
+    "MinimizeLayer",
     "Multipliers",
+    "NLPLayer",
     "PerformanceWarning",
     "Problem",
     "QPLayer",
@@ -90,8 +108,11 @@ __all__ = [
     "implicit_function",
     "inverse",
     "jacobians",
+    "least_squares",
     "linear",
     "linear_solvers",
+    "minimize",
+    "nlp",
     "qp",
     "register_linear_solver",
     "register_solver",

@@ -1,11 +1,11 @@
-"""Certify the active set of a quadratic program, and polish its solution: after any solver, before anything else.
+"""Certify the active set of a quadratic program, and polish its solution, after any solver.
 
-The derivative of a quadratic program is that of its active constraints, and a solver at accuracy 1e-6 does not
-tell which they are: a slack of 1e-7 may be zero or not. What does is the system of the supposed active set:
-its solution is exact, and either all its multipliers are positive and all other constraints hold, which proves the
-set right (the problem is convex), or those that are not name the mistake. Putting them right and solving again is
-the primal-dual active-set method, Newton's on the semismooth conditions (Hintermüller, Ito & Kunisch, SIAM J. Optim.
-2003); from a solver's answer it takes a step or two.
+The derivative of a quadratic program is that of its active constraints, and a solver at accuracy 1e-6 does
+not tell which they are: a slack of 1e-7 may be zero or not. What does is the system of the supposed active
+set: its solution is exact, and either all its multipliers are positive and all other constraints hold, which
+proves the set right (the problem is convex), or those that are not name the mistake. Putting them right and
+solving again is the primal-dual active-set method, Newton's on the semismooth conditions (Hintermüller, Ito &
+Kunisch, SIAM J. Optim. 2003); from a solver's answer it takes a step or two.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from invlayer_core.conditions.quadratic import (
     measure,
     program_of_sample,
 )
+from invlayer_core.constraints import ConstraintInfo
 from invlayer_core.execution.forward import Forward
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.leaves import EventDims
-from invlayer_core.linear.saddle_bank import SaddleBank
+from invlayer_core.linear.saddle_bank import SaddleBank, make_saddle_point
+from invlayer_core.matrices import DenseForm, SparseForm
 from invlayer_core.solvers.contract import Status
 
-__all__ = ["PolishedForward"]
+__all__ = ["PolishedForward", "describe_active_set"]
 
 _EXACT = 1e-11  # relative error of a solution that needs no polish
 _CLEAR = 1e-7  # margin of a constraint whose side is beyond doubt at that error
@@ -144,7 +146,7 @@ def certify(
     if z.numel() == 0:
         return Certified(z, none, none.long())
     active = _looks_active(state, equalities, told)
-    error, margin = _error(state, active, equalities), _margin(program, state)
+    error, margin = _error(state, active), _margin(program, state)
     finite = z.isfinite().all(-1) & error.isfinite() & (claimed | (error <= _HOPELESS))
     wanted = finite & ~((error <= _EXACT) & (margin >= _CLEAR))
     if not rounds or not bool(wanted.any()):
@@ -170,7 +172,7 @@ def _looks_active(state: Measured, equalities: int, told: Tensor | None) -> Tens
     return active
 
 
-def _error(state: Measured, active: Tensor, equalities: int) -> Tensor:
+def _error(state: Measured, active: Tensor) -> Tensor:
     """The largest relative violation of the conditions, ``(*batch,)``."""
     error = state.stationarity.abs().amax(-1)
     if not active.shape[-1]:
@@ -183,15 +185,21 @@ def _margin(program: QuadraticProgram, state: Measured) -> Tensor:
     layout, clear = program.layout, torch.maximum(state.slack, state.weight)
     if clear.shape[-1] == layout.equalities:
         return torch.full_like(state.stationarity[..., 0], torch.inf)
-    if "lb" in layout.names and "ub" in layout.names:  # of two bounds that are equal, one is idle
+    fixed = _fixed(program)
+    if fixed is not None:  # of two bounds that are equal, one is idle
         n = layout.size
-        fixed = program.tensors["lb"] == program.tensors["ub"]
-        either = torch.maximum(clear[..., -2 * n : -n], clear[..., -n:])
-        both = torch.where(
-            torch.cat([fixed, fixed], -1), torch.cat([either, either], -1), clear[..., -2 * n :]
-        )
-        clear = torch.cat([clear[..., : -2 * n], both], -1)
+        lower, upper = clear[..., -2 * n : -n], clear[..., -n:]
+        either = torch.maximum(lower, upper)
+        bounds = torch.where(fixed, either, lower), torch.where(fixed, either, upper)
+        clear = torch.cat([clear[..., : -2 * n], *bounds], -1)
     return clear[..., layout.equalities :].amin(-1)
+
+
+def _fixed(program: QuadraticProgram) -> Tensor | None:
+    """Which variables have two equal bounds; None if there are not two."""
+    if "lb" not in program.tensors or "ub" not in program.tensors:
+        return None
+    return program.tensors["lb"] == program.tensors["ub"]
 
 
 def _snapped(z: Tensor, active: Tensor, n: int, equalities: int) -> Tensor:
@@ -323,7 +331,7 @@ def _judge(program: QuadraticProgram, z: Tensor, active: Tensor) -> _Judged:
     state = measure(program, z)
     violation = -torch.where(active, state.weight, state.slack)
     violation[..., :equalities] = 0
-    proved = (_error(state, active, equalities) <= 1e-8) & (violation <= _SIGN).all(-1)
+    proved = (_error(state, active) <= 1e-8) & (violation <= _SIGN).all(-1)
     return _Judged(proved, torch.nan_to_num(violation, nan=0.0), _margin(program, state))
 
 
@@ -333,3 +341,36 @@ def _applied(program: QuadraticProgram, z: Tensor) -> Tensor:
     reaction = program.reaction(multipliers)
     top = program.curvature(x)
     return torch.cat([top if reaction is None else top + reaction, program.constraints(x)], -1)
+
+
+@torch.no_grad()
+def describe_active_set(layout: QuadraticLayout, theta: Sequence[Tensor], z: Tensor) -> ConstraintInfo:
+    """Which constraints are active at z, which only weakly, and whether they are independent."""
+    program = layout.program([tensor.detach() for tensor in theta])
+    state, multipliers = measure(program, z), z[..., layout.size :]
+    equality = torch.arange(multipliers.shape[-1], device=z.device) < layout.equalities
+    active = (multipliers > 0) | equality
+    weak = torch.maximum(state.slack, state.weight) <= _WEAK
+    fixed = _fixed(program)
+    if fixed is not None:
+        weak[..., -2 * layout.size :] &= ~torch.cat([fixed, fixed], -1)
+    return ConstraintInfo(active, weak & ~equality, _independent(program, active))
+
+
+def _independent(program: QuadraticProgram, active: Tensor) -> Tensor:
+    """Whether the active rows have full rank: whether [I, Cᵀ; C, 0] has an inverse."""
+    n = program.layout.size
+    index = torch.arange(n, device=active.device)
+    forms = {**program.layout.forms, "P": SparseForm(n, n, index, index)}
+    if all(isinstance(form, DenseForm) for form in program.layout.forms.values()):
+        forms["P"] = DenseForm(n, n)
+    layout = replace(program.layout, names=tuple(dict.fromkeys(("P", *program.layout.names))), forms=forms)
+    like = program.tensors["q"]
+    one = (
+        torch.eye(n, dtype=like.dtype, device=like.device) if forms["P"].event_dims == 2 else like.new_ones(n)
+    )
+    tensors = {**program.tensors, "P": one}
+    factors = make_saddle_point(replace(program, layout=layout, tensors=tensors), active)
+    count = active.shape[:-1].numel()
+    steps = torch.arange(n + active.shape[-1], dtype=like.dtype, device=like.device)
+    return ~factors.solve(torch.sin(1.0 + steps).expand(1, count, -1)).singular.reshape(active.shape[:-1])

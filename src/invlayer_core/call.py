@@ -21,7 +21,7 @@ from invlayer_core.execution.workload import Derivatives
 from invlayer_core.implicit import OnFailure, Settings, Solution, find_captured, solve_implicitly
 from invlayer_core.inputs import check_devices, is_real_tensor, working_precision
 from invlayer_core.jacobians.linearize import linearize
-from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.jacobians.per_sample import blocks_by_columns, per_sample_blocks
 from invlayer_core.leaves import EventDims
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.solvers.direct import is_factors
@@ -31,8 +31,10 @@ from invlayer_core.structure import Arguments, SystemShape
 from invlayer_core.structured import Structure
 
 __all__ = [
+    "DERIVATIVES",
     "CommonKeywords",
     "SolverLike",
+    "choose_forward",
     "find_solver",
     "name_of",
     "open_arguments",
@@ -79,10 +81,12 @@ def solve_from_guess(
     arguments, _ = open_arguments(args if isinstance(args, tuple) else (args,))
     check_devices(kind, y0, arguments.tensors)
     start = working_precision(y0).detach()
-    system = System(conditions, arguments, SystemShape.of(start, settings.event_dims), (), jacobian)
+    parts = getattr(conditions, "parts", {})
+    shape = SystemShape.of(start, settings.event_dims)
+    system = System(conditions, arguments, shape, (), jacobian, parts=parts)
     captured = find_captured(system, start) if _functorch.is_active() else None
     system = system.with_captured(captured or ())
-    forward, tensors = _forward(kind, system, start, solver, options or {}, settings)
+    forward, tensors = choose_forward(kind, system, start, solver, options or {}, settings)
     solution = solve_implicitly(
         conditions, arguments, forward, tensors, settings, captured=captured, jacobian=jacobian
     )
@@ -116,21 +120,27 @@ def _solve_structured(
     return (structure.restore(packed[0]), packed[1]) if settings.return_info else structure.restore(packed)
 
 
-def _forward(
+def choose_forward(
     kind: str,
     system: System,
     start: Tensor,
     solver: SolverLike,
     options: Mapping[str, Any],
     settings: Settings,
+    *,
+    bounds: int = 0,
 ) -> tuple[Forward, tuple[Tensor, ...]]:
+    """The forward that ``solver`` stands for, and the tensors that it takes.
+
+    The last ``bounds`` of the args are the engine's, and kept from a plain callable.
+    """
     if isinstance(solver, (str, Solver)):
         instance, name, thread_safe = find_solver(solver, kind)
         if instance.batched:
             check_batched(name, settings.batch, settings.limits)
         opened = open_options(options)
         forward = RegisteredForward(
-            name, kind, instance, settings.batch, thread_safe, settings.limits, opened, system, _DERIVATIVES
+            name, kind, instance, settings.batch, thread_safe, settings.limits, opened, system, DERIVATIVES
         )
         return forward, (start, *system.theta, *opened.tensors)
     if options:
@@ -138,7 +148,8 @@ def _forward(
             f"options={dict(options)!r} came with solver={solver!r}, a plain callable: accepted are options "
             "for registered solvers; bind a function's own with functools.partial."
         )
-    arguments = Arguments.flatten((start, *system.arguments.unflatten(system.arguments.tensors)))
+    args = system.arguments.unflatten(system.arguments.tensors)
+    arguments = Arguments.flatten((start, *args[: len(args) - bounds]))
     plain = CallableForward(
         solver, arguments, settings.event_dims, expected=system.shape.full, name=name_of(solver)
     )
@@ -160,7 +171,10 @@ def find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
 
 def _solver_jacobian(system: System, y: Tensor, theta: Any) -> Tensor:
     """J for a forward solver: no gradient is recorded, and mixing samples only costs it speed."""
-    return per_sample_blocks(linearize(system, y.detach(), theta)).detach()
+    linearization = linearize(system, y.detach(), theta)
+    tall = linearization.value.numel() > y.numel() and system.jacobian is None
+    blocks = blocks_by_columns(linearization) if tall else per_sample_blocks(linearization)
+    return blocks.detach()
 
 
 def _solver_second_derivative(system: System, y: Tensor, theta: Any) -> Tensor:
@@ -174,7 +188,8 @@ def _solver_second_derivative(system: System, y: Tensor, theta: Any) -> Tensor:
     return second.detach()
 
 
-_DERIVATIVES = Derivatives(_solver_jacobian, _solver_second_derivative)
+DERIVATIVES = Derivatives(_solver_jacobian, _solver_second_derivative)
+"""How a forward solver's derivatives are taken."""
 
 
 def open_arguments(args: tuple[Any, ...]) -> tuple[Arguments, torch.dtype | None]:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from invlayer_core import _functorch
 from invlayer_core.errors import ConditionsError
 
-__all__ = ["Place", "Substitution", "evaluate_and_capture", "places_of"]
+__all__ = ["Place", "Substitution", "evaluate_and_capture", "graph_leaves", "places_of"]
 
 
 def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -128,7 +128,8 @@ def _modules_of(function: Any) -> Iterator[torch.nn.Module]:
         cells = [_contents(cell) for cell in getattr(value, "__closure__", None) or ()]
         # Conditions keep the user's function as .function (.conditions), bound methods their object.
         inner = [getattr(value, name, None) for name in ("function", "conditions", "__self__", "func")]
-        stack += [thing for thing in (*cells, *inner) if callable(thing)]
+        several = getattr(value, "functions", ())  # of a problem with constraints
+        stack += [thing for thing in (*cells, *inner, *several) if callable(thing)]
 
 
 def _contents(cell: Any) -> Any:
@@ -182,7 +183,7 @@ class _Capture(TorchFunctionMode):
         return _map_tensors(func(*args, **_map_tensors(dict(kwargs or {}), self._look)), self._own)
 
 
-def _leaves(result: Tensor) -> Iterator[Tensor]:
+def graph_leaves(result: Tensor) -> Iterator[Tensor]:
     """The leaf tensors that the recorded graph of ``result`` ends in."""
     stack, seen = [result.grad_fn], set()
     while stack:
@@ -262,10 +263,10 @@ def _refuse_hidden(result: Any, capture: _Capture, start: int, function: Any) ->
     """
     hidden: list[Tensor] = []
     if _carries_gradient(result) and not _functorch.is_wrapped(result):
-        hidden += [leaf for leaf in _leaves(result) if id(leaf) not in capture.own]
+        hidden += [leaf for leaf in graph_leaves(result) if id(leaf) not in capture.own]
     for tensor in capture.captured.values():
         if tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() >= start:
-            hidden += _leaves(tensor)
+            hidden += graph_leaves(tensor)
     if hidden:
         names = ", ".join(dict.fromkeys(_name_of(leaf, function) for leaf in hidden))
         raise ConditionsError(

@@ -68,6 +68,8 @@ class SolveInfo:
         What else the solver returned, one per sample (or one for the whole batch); carries no gradient.
     linear_solver : str
         What solves the linear systems of the derivative, and why.
+    constraints : ConstraintInfo or None
+        For problems with constraints: which are active, which weakly, and whether they are independent.
     """
 
     ok: Tensor
@@ -82,6 +84,7 @@ class SolveInfo:
     aux: tuple[Mapping[str, Any], ...] = field(default=())
     linear_solver: str = ""
     batch_reason: str = ""
+    constraints: Any = None
 
 
 @final

@@ -13,6 +13,7 @@
 
     UserWarning
     ├── ConvergenceWarning         the same as ConvergenceError, under ``on_failure="warn"``
+    ├── DegeneracyWarning          the solution has only one-sided derivatives
     └── PerformanceWarning         right, but slower than it need be
 """
 
@@ -30,6 +31,7 @@ __all__ = [
     "ConditionsError",
     "ConvergenceError",
     "ConvergenceWarning",
+    "DegeneracyWarning",
     "InvlayerError",
     "PerformanceWarning",
     "SingularJacobianError",
@@ -87,6 +89,10 @@ class UnsupportedTransformError(InvlayerError):
 
 class ConvergenceWarning(UserWarning):
     """At least one sample misses its tolerance, and ``on_failure="warn"`` asked to go on."""
+
+
+class DegeneracyWarning(UserWarning):
+    """The solution has only one-sided derivatives; the message says where, and which one is given."""
 
 
 class PerformanceWarning(UserWarning):

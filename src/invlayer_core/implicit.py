@@ -172,7 +172,8 @@ def solve_implicitly(
         jacobian = None if jacobian is None else StructuredJacobian(jacobian, outcome.structure)
         settings = replace(settings, event_dims=1)
     shape = SystemShape.of(y, settings.event_dims)
-    system = System(conditions, arguments, shape, (), jacobian, measurable, settings.compile)
+    parts = getattr(conditions, "parts", {})  # what an adjoint may need besides F, such as the objective
+    system = System(conditions, arguments, shape, (), jacobian, measurable, settings.compile, parts=parts)
     if captured:
         system = system.with_captured(captured)
     if _needs_derivative(system) or torch.is_grad_enabled():

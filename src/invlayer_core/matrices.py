@@ -1,7 +1,7 @@
 """A matrix as one differentiable tensor: its entries, or the values on a sparsity pattern.
 
-The form (dense, or which pattern) is no tensor and carries no derivative; what it holds is one tensor with the
-batch dims in front. So a sparse matrix takes part in torch's transforms like any other argument, and its
+The form (dense, or which pattern) is no tensor and carries no derivative; what it holds is one tensor with
+the batch dims in front. So a sparse matrix takes part in torch's transforms like any other argument, and its
 gradient lives on the pattern.
 """
 

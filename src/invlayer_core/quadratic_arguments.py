@@ -80,14 +80,14 @@ def _check_kinds(present: Mapping[str, Any]) -> None:
             )
         least = 2 if name in MATRICES else 1
         if value.ndim < least:
-            raise ConditionsError(
-                f"qp: {name} has shape {tuple(value.shape)}; accepted is (*batch, {'m, n' if least == 2 else 'n'})."
-            )
+            accepted = "(*batch, m, n)" if least == 2 else "(*batch, n)"
+            raise ConditionsError(f"qp: {name} has shape {tuple(value.shape)}; accepted is {accepted}.")
     for matrix, limit in _PAIRS:
         if (matrix in present) != (limit in present):
             there, missing = (matrix, limit) if matrix in present else (limit, matrix)
             raise ConditionsError(
-                f"qp: {there} was given without {missing}; accepted are both of {matrix} and {limit}, or neither."
+                f"qp: {there} was given without {missing}; accepted are both of {matrix} and {limit}, or "
+                "neither."
             )
 
 
@@ -96,12 +96,13 @@ def _read_matrix(name: str, value: Tensor) -> tuple[MatrixForm, Tensor]:
         return DenseForm(int(value.shape[-2]), int(value.shape[-1])), value
     if value.layout not in (torch.sparse_coo, torch.sparse_csr):
         raise ConditionsError(
-            f"qp: {name} has layout {value.layout}; accepted are dense, torch.sparse_coo and torch.sparse_csr."
+            f"qp: {name} has layout {value.layout}; accepted are dense, torch.sparse_coo and "
+            "torch.sparse_csr."
         )
     if value.ndim != 2:
         raise ConditionsError(
-            f"qp: {name} is sparse and has shape {tuple(value.shape)}; accepted is one sparse matrix (m, n), shared "
-            "by the batch. Give dense matrices where each sample has its own."
+            f"qp: {name} is sparse and has shape {tuple(value.shape)}; accepted is one sparse matrix (m, n), "
+            "shared by the batch. Give dense matrices where each sample has its own."
         )
     return _read_csr(value) if value.layout is torch.sparse_csr else _read_coo(value)
 

@@ -1,13 +1,14 @@
 """The implicit adjoint of quadratic programs, on the constraints that are active.
 
-Where every constraint is either strictly active or strictly inactive, the active ones stay the same nearby, and
-z = (x, μ) solves a linear system with a symmetric matrix (see ``linear/saddle_point.py``):
+Where every constraint is either strictly active or strictly inactive, the active ones stay the same nearby,
+and z = (x, μ) solves a linear system with a symmetric matrix (see ``linear/saddle_point.py``):
 
     K(P, A, G) z = r(q, b, h, lb, ub)
 
-Hence every derivative of a quadratic program is one of a linear solve, r̄ = w and K̄ = −w zᵀ with K w = z̄, whose
-own derivative is of the same form (Amos & Kolter, OptNet, ICML 2017, equations 6 to 8, without their division by
-multipliers). z is known already from the solver: nothing is factorised before it is differentiated.
+Hence every derivative of a quadratic program is one of a linear solve, r̄ = w and K̄ = −w zᵀ with K w = z̄,
+whose own derivative is of the same form (Amos & Kolter, OptNet, ICML 2017, equations 6 to 8, without their
+division by multipliers). z is known already from the solver: nothing is factorised before it is
+differentiated.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ _NESTED_WITH_FAILURES = (
 
 
 def active_constraints(layout: QuadraticLayout, z: Tensor) -> Tensor:
-    """Rows of A, and constraints with a positive multiplier: what the forward leaves for the others is zero."""
+    """Rows of A, and what has a positive multiplier: the forward leaves zero for the others."""
     multipliers = z.detach()[..., layout.size :]
     equality = torch.arange(multipliers.shape[-1], device=z.device) < layout.equalities
     return (multipliers > 0) | equality
@@ -142,9 +143,10 @@ def _singular_error(singular: Tensor) -> SingularJacobianError:
     shown = ", ".join(f"sample {i}" for i in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
     return SingularJacobianError(
         f"the optimality system of the quadratic program is singular at the solution of {shown}, of "
-        f"{singular.numel()} samples: x or its multipliers are not a differentiable function of the args there "
-        "(x not unique, or active constraints that depend on each other). Accepted are regular samples; or choose "
-        "what a singular one should give: adjoint=Implicit(singular='consistent' | 'lstsq' | 'nan' | 'zero')."
+        f"{singular.numel()} samples: x, or multipliers that were asked for, are not a differentiable function "
+        "of the args there (x is not unique, or active constraints depend on each other). Accepted are regular "
+        "samples; or choose what a singular one should give: "
+        "adjoint=Implicit(singular='consistent' | 'lstsq' | 'nan' | 'zero')."
     )
 
 

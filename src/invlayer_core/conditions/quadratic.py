@@ -2,14 +2,14 @@
 
 minimise ½ xᵀPx + qᵀx  subject to  A x = b,  G x ≤ h,  lb ≤ x ≤ ub
 
-With the bounds as rows −x ≤ −lb and x ≤ ub, all constraints are C x ≤ d, those of A with equality, each with a
-multiplier. x is a solution of a convex program if and only if there are multipliers μ with
+With the bounds as rows −x ≤ −lb and x ≤ ub, all constraints are C x ≤ d, those of A with equality, each with
+a multiplier. x is a solution of a convex program if and only if there are multipliers μ with
 
     P x + q + Cᵀμ = 0,    A x = b,    min(d − C x, μ) = 0 for the inequalities
 
-(Boyd & Vandenberghe, Convex Optimization, 2004, 5.5.3). This is one square system F(z) = 0 in z = (x, μ). It is
-semismooth: where a constraint's slack and multiplier are not both zero, F has an ordinary derivative, the linear
-system of the constraints that are active (Robinson 1980).
+(Boyd & Vandenberghe, Convex Optimization, 2004, 5.5.3). This is one square system F(z) = 0 in z = (x, μ). It
+is semismooth: where a constraint's slack and multiplier are not both zero, F has an ordinary derivative, the
+linear system of the constraints that are active (Robinson 1980).
 """
 
 from __future__ import annotations

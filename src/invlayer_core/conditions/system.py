@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from torch import Tensor
@@ -41,6 +41,10 @@ class System:
         Whether derivatives of F are taken by one compiled function.
     places : tuple of (Place, Tensor)
         The parameters and buffers of the modules in F, as they stood when the solution was certified.
+    parts : mapping of str to callable
+        Other functions of ``(y, *args)`` that solvers and adjoints may ask for: the objective, constraints.
+    reads_all : bool
+        Whether F reads every captured tensor; not so if F is only a part of what was captured from.
     """
 
     function: Callable[..., Tensor]
@@ -51,6 +55,8 @@ class System:
     measurable: bool = True
     compile: bool = False
     places: tuple[tuple[Place, Tensor], ...] = ()
+    parts: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    reads_all: bool = True
 
     @property
     def theta(self) -> tuple[Tensor, ...]:
@@ -73,7 +79,11 @@ class System:
 
     def residual(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
         """F(y, θ) in the user's own shapes."""
-        return self._call(self.function, y, theta, reads_all=True)
+        return self._call(self.function, y, theta, reads_all=self.reads_all)
+
+    def of_part(self, name: str) -> System:
+        """One of the parts in the place of F."""
+        return replace(self, function=self.parts[name], jacobian=None, parts={}, reads_all=False)
 
     def analytic_jacobian(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
         """The user's Jacobian as blocks of shape ``(B, n, n)``."""

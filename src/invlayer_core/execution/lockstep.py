@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, final, get_args
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -171,14 +171,16 @@ def run_in_lockstep(workload: Workload, done: Callable[[], Any]) -> Outcome:
 
 def _answer_all(live: Sequence[_Player], workload: Workload, resting: Tensor) -> None:
     problem = workload.problem()
-    for wanted in get_args(Wanted):
-        asking = [p for p in live if p.request is not None and p.request[0] == wanted]
-        if asking:
-            began = time.perf_counter()
-            _answer(asking, wanted, workload, problem, resting)
-            share = (time.perf_counter() - began) / len(asking)
-            for player in asking:
-                player.spent += share
+    requests: dict[Wanted, list[_Player]] = {}
+    for player in live:
+        if player.request is not None:
+            requests.setdefault(player.request[0], []).append(player)
+    for wanted, asking in requests.items():
+        began = time.perf_counter()
+        _answer(asking, wanted, workload, problem, resting)
+        share = (time.perf_counter() - began) / len(asking)
+        for player in asking:
+            player.spent += share
 
 
 def _answer(

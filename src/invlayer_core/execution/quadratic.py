@@ -1,4 +1,4 @@
-"""The forward solve of quadratic programs by a registered solver: matrices and vectors cross the border, no F."""
+"""The forward solve of quadratic programs by a registered solver: matrices cross the border, no F does."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def _without(outcome: Outcome, concave: Tensor) -> Outcome:
     """The outcome, with no solution where P is not positive semidefinite, whatever the solver says."""
     status = torch.where(concave, int(Status.SOLVER_ERROR), outcome.status)
     message = tuple(
-        "P is not positive semidefinite: the program is not convex, and what satisfies the conditions need be no "
-        "minimum" if bad else text
+        "P is not positive semidefinite: the program is not convex, and what satisfies the conditions need "
+        "be no minimum" if bad else text
         for bad, text in zip(concave.tolist(), outcome.message, strict=True)
     )  # fmt: skip
     return replace(

@@ -21,7 +21,7 @@ from invlayer_core.execution.workload import Derivatives, Workload
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.structure import Arguments
 
-__all__ = ["RegisteredForward", "open_options"]
+__all__ = ["RegisteredForward", "mapped_system", "open_options"]
 
 
 @final
@@ -97,15 +97,7 @@ class RegisteredForward(Forward):
                 )
 
     def mapped(self, size: int, dims: Sequence[int | None]) -> RegisteredForward:
-        theta_dims = (0, *dims[1 : 1 + len(self.system.theta)])
-        mapped = System(
-            function=_Mapped(_Evaluation(self.system), theta_dims),
-            arguments=Arguments.flatten(tuple(torch.empty(0) for _ in theta_dims[1:])),
-            shape=self.system.shape.mapped(size),
-            jacobian=None
-            if self.system.jacobian is None
-            else _Mapped(_Evaluation(self.system, jacobian=True), theta_dims),
-        )
+        mapped = mapped_system(self.system, size, dims[1 : 1 + len(self.system.theta)])
         return replace(self, system=mapped)
 
     def moved(self, tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> tuple[Tensor, ...]:
@@ -152,6 +144,19 @@ class _Mapped:
         mapped = torch.vmap(self.function, in_dims=self.dims, randomness="different")
         result: Tensor = mapped(*tensors)
         return result
+
+
+def mapped_system(system: System, size: int, dims: Sequence[int | None]) -> System:
+    """The system of one more batch dimension, for θ that is mapped along ``dims`` (as in ``torch.vmap``)."""
+    dims = (0, *dims)
+    return System(
+        function=_Mapped(_Evaluation(system), dims),
+        arguments=Arguments.flatten(tuple(torch.empty(0) for _ in dims[1:])),
+        shape=system.shape.mapped(size),
+        jacobian=None if system.jacobian is None else _Mapped(_Evaluation(system, jacobian=True), dims),
+        parts={name: _Mapped(_Evaluation(system.of_part(name)), dims) for name in system.parts},
+        reads_all=system.reads_all,
+    )
 
 
 def open_options(options: Mapping[str, Any] | None) -> Arguments:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, final
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Size, Tensor
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Derivatives", "Wanted", "Workload"]
 
-Wanted = Literal["residual", "jacobian", "second_derivative"]
+Wanted = str
+"""What a solver asks for: a method of :class:`Problem` that takes y."""
 
 
 @final
@@ -83,8 +85,34 @@ class Workload:
     def problem(self) -> BatchProblem:
         """All systems at once."""
         return BatchProblem(
-            self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second
-        )
+            self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second,
+            {name: partial(self._part, name) for name in self.part_names},
+        )  # fmt: skip
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """What can be asked for beside F: the parts of the system, and their Jacobians."""
+        names = tuple(self.system.parts)
+        derived = tuple(f"{name}_jacobian" for name in names if not name.endswith("_jacobian"))
+        return names + tuple(name for name in derived if name not in names)
+
+    def _part(self, name: str, y: Tensor) -> Tensor:
+        """A part, ``(B, ...)``, or its Jacobian, ``(B, m, n)``."""
+        point, count = y.reshape(self.system.shape.full), y.shape[0]
+        if name not in self.system.parts:
+            system = self.system.of_part(name.removesuffix("_jacobian"))
+            return self.derivatives.jacobian(system, point, self.theta)
+        system = self.system.of_part(name)
+        with torch.no_grad():
+            value = system.residual(point, self.theta)
+        system.check_residual(value)
+        return value.reshape(count, *value.shape[len(system.shape.batch) :]).to(y.dtype)
+
+    def everything(self, y: Tensor) -> Tensor:
+        """F and all parts at ``y`` ``(B, n)``, as one row per sample: what a solver may come to see."""
+        names = [name for name in self.system.parts if not name.endswith("_jacobian")]
+        parts = [self._part(name, y).reshape(y.shape[0], -1) for name in names]
+        return torch.cat([self._residual(y), *parts], -1)
 
     def _residual(self, y: Tensor) -> Tensor:
         shape = self.system.shape
@@ -156,6 +184,7 @@ class Workload:
             lambda y: ask("residual", y),
             lambda y: ask("jacobian", y),
             lambda y: ask("second_derivative", y),
+            {name: partial(ask, name) for name in self.part_names},
         )
 
     def alone(self, index: int) -> Callable[[Wanted, np.ndarray], np.ndarray]:

@@ -4,15 +4,19 @@ from invlayer_core.functional.batch_jacobian import batch_jacobian
 from invlayer_core.functional.equations import fixed_point, root
 from invlayer_core.functional.implicit_function import implicit_function
 from invlayer_core.functional.inverse import inverse, inverse_conditions
-from invlayer_core.functional.quadratic import Multipliers, qp
+from invlayer_core.functional.optimisation import least_squares, minimize
+from invlayer_core.functional.program import nlp
+from invlayer_core.functional.quadratic import qp
 
 __all__ = [
-    "Multipliers",
     "batch_jacobian",
     "fixed_point",
     "implicit_function",
     "inverse",
     "inverse_conditions",
+    "least_squares",
+    "minimize",
+    "nlp",
     "qp",
     "root",
 ]

@@ -4,45 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, Unpack, final
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.active_set import PolishedForward
+from invlayer_core.active_set import PolishedForward, describe_active_set
 from invlayer_core.adjoints.active_set import ActiveSet
 from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.call import CommonKeywords, find_solver, read_settings
 from invlayer_core.compiled.tracing import outside_graph
+from invlayer_core.conditions.kkt import Multipliers
 from invlayer_core.conditions.quadratic import ARGUMENTS, QuadraticConditions, QuadraticLayout
-from invlayer_core.errors import ConditionsError
+from invlayer_core.errors import ConditionsError, DegeneracyWarning, warn_user
 from invlayer_core.execution.plan import check_batched
 from invlayer_core.execution.quadratic import QuadraticForward
-from invlayer_core.implicit import Settings, solve_implicitly
+from invlayer_core.implicit import Settings, Solution, solve_implicitly
 from invlayer_core.linear.saddle_bank import SaddleBank
 from invlayer_core.quadratic_arguments import read_program
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.structure import Arguments
 
-__all__ = ["Multipliers", "qp"]
-
-
-@final
-class Multipliers(NamedTuple):
-    """The multipliers of a quadratic program: P x + q + Aᵀν + Gᵀλ − λ_lb + λ_ub = 0.
-
-    Attributes
-    ----------
-    equality : Tensor of shape ``(*batch, rows of A)`` or None
-    inequality : Tensor of shape ``(*batch, rows of G)`` or None
-    lower, upper : Tensor of shape ``(*batch, n)`` or None
-    """
-
-    equality: Tensor | None
-    inequality: Tensor | None
-    lower: Tensor | None
-    upper: Tensor | None
+__all__ = ["qp"]
 
 
 def qp(
@@ -85,34 +69,42 @@ def qp(
         Return ``(x, Multipliers)``; they are differentiable, too.
     **keywords
         ``on_failure, atol, rtol, polish, adjoint, batch, timeout, progress, return_info``: see ``Settings``.
-        ``polish`` is the number of linear systems that certifying may take; ``"auto"``, up to 30, by default.
-        With ``adjoint=Implicit(singular=...)`` a sample whose derivative is not unique is answered otherwise
-        than by the default, ``"consistent"``.
+        Residuals, and so ``atol``, are relative: see
+        :class:`~invlayer_core.conditions.quadratic.QuadraticConditions`. ``polish`` is how many linear
+        systems certifying may take for a sample; ``"auto"``, up to 30, by default. With
+        ``adjoint=Implicit(singular=...)`` a sample whose derivative is not unique is answered otherwise than
+        by the default, ``"consistent"``.
 
-    Returns
-    -------
-    Tensor of shape ``(*batch, n)``, with the multipliers and the ``SolveInfo`` behind it if asked for
-        Any argument may have batch dims; they broadcast. ``info.aux`` says of every sample whether its active
-        set is ``"ambiguous"``: a constraint is active with a multiplier of zero, and the derivative given is
-        the one-sided derivative that keeps it inactive.
+    Returns ------- Tensor of shape ``(*batch, n)``, or ``(x, Multipliers)``; with ``return_info=True`` a pair
+    of that and ``SolveInfo``, whose ``constraints`` tells which constraints are active and which only weakly
+    so, and whose ``aux`` says of every sample whether its active set is ``"ambiguous"``.
 
     Raises
     ------
     ConditionsError
         If shapes, dtypes or devices do not fit.
     ConvergenceError
-        If a program is infeasible or unbounded, or the solver misses it, unless ``on_failure`` says otherwise.
+        If a program is infeasible, unbounded or not convex, or the solver misses its solution, unless
+        ``on_failure`` says otherwise.
     SingularJacobianError
-        In the backward pass, if x or the multipliers asked for are not a differentiable function of the args.
+        In the backward pass, if x, or multipliers that were asked for, are not a differentiable function of
+        the args.
+
+    Warns
+    -----
+    DegeneracyWarning
+        If derivatives can be taken, and an active set is ambiguous: a constraint is active with a multiplier
+        of zero (x has one-sided derivatives; the one given leaves it inactive), x is not unique, or no set
+        could be proved. Also for linear programs, whose x is a piecewise constant function of q.
 
     Examples
     --------
     >>> import torch, invlayer_core as inv
-    >>> q = torch.tensor([-1.0, -3.0], dtype=torch.float64, requires_grad=True)
-    >>> x = inv.qp(torch.eye(2, dtype=torch.float64), q, ub=torch.ones(2, dtype=torch.float64), solver="torch.qp")
-    >>> x.sum().backward()
-    >>> q.grad
-    tensor([-1., 0.], dtype=torch.float64)
+    >>> q = torch.tensor([-0.5, -3.0], dtype=torch.float64, requires_grad=True)
+    >>> eye, one = torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    >>> inv.qp(eye, q, ub=one, solver="torch.qp").sum().backward()
+    >>> bool((q.grad - torch.tensor([-1.0, 0.0])).abs().max() < 1e-12)
+    True
     """
     given = (P, q, G, h, A, b, lb, ub)
     if torch.compiler.is_compiling():
@@ -163,10 +155,37 @@ def _qp(
         settings,
         captured=(),
     )
-    result = _taken_apart(layout, restore(solution.y))
-    result = result if return_multipliers else result[:1]
-    result = (*result, solution.info) if settings.return_info else result
-    return result if len(result) > 1 else result[0]
+    if solution.y.requires_grad or _functorch.is_active():
+        _warn_of_degeneracy(layout, theta, solution)
+    x, *multipliers = restore(solution.y).split(layout.sections, -1)
+    answer = (x, Multipliers(*multipliers)) if return_multipliers else x
+    if not settings.return_info:
+        return answer
+    assert solution.info is not None
+    constraints = describe_active_set(
+        layout, [_functorch.plain(t) for t in theta], _functorch.plain(solution.y)
+    )
+    return answer, replace(solution.info, constraints=constraints)
+
+
+def _warn_of_degeneracy(layout: QuadraticLayout, theta: tuple[Tensor, ...], solution: Solution) -> None:
+    """Say which derivatives are one-sided, or zero almost everywhere."""
+    doubtful = [i for i, aux in enumerate(solution.outcome.aux) if aux.get("ambiguous")]
+    if doubtful:
+        warn_user(
+            f"qp: the active set of {len(doubtful)} of {len(solution.outcome.aux)} samples is ambiguous "
+            f"(the first is sample {doubtful[0]}): a constraint is active with a multiplier of zero, x is not "
+            "unique, or no set could be proved. The derivative is the one-sided one that leaves weakly active "
+            "constraints out; info.constraints tells which they are.",
+            DegeneracyWarning,
+        )
+    if "P" not in layout.names and theta[layout.names.index("q")].requires_grad:
+        warn_user(
+            "qp with P=None is a linear program: x is a piecewise constant function of q, and the gradient for "
+            "q is zero almost everywhere. Accepted, if it is to tell anything, is a strictly convex P, such as "
+            "a small multiple of the identity; q.detach() says that zero is meant.",
+            DegeneracyWarning,
+        )
 
 
 def _settings(keywords: CommonKeywords) -> Settings:
@@ -182,13 +201,3 @@ def _settings(keywords: CommonKeywords) -> Settings:
 def _keeps_factors(theta: tuple[Tensor, ...]) -> bool:
     """Whether a derivative by torch's tape is to be expected, which can use the factors of the polish."""
     return torch.is_grad_enabled() and not _functorch.is_active() and any(t.requires_grad for t in theta)
-
-
-def _taken_apart(layout: QuadraticLayout, z: Tensor) -> tuple[Any, ...]:
-    x, equality, inequality, lower, upper = z.split(layout.sections, -1)
-    names = ("A", "G", "lb", "ub")
-    parts = (
-        part if name in layout.names else None
-        for name, part in zip(names, (equality, inequality, lower, upper), strict=True)
-    )
-    return x, Multipliers(*parts)

@@ -36,6 +36,10 @@ class Linearization(ABC):
         """``cotangents`` ``(k, *residual)`` pulled back to y: ``(k, *batch, *event)``."""
 
     @abstractmethod
+    def columns(self, tangents: Tensor) -> Tensor:
+        """``(∂F/∂y) tangents``, ``(k, *batch, *event) -> (k, *residual)``; not differentiable."""
+
+    @abstractmethod
     def pull_y(self, cotangent: Tensor) -> Tensor:
         """``(∂F/∂y)ᵀ cotangent``, ``(B, m) -> (B, n)``; not differentiable."""
 
@@ -92,13 +96,23 @@ class RecordedLinearization(Linearization):
         )
         return pulled.reshape(self.system.shape.count, -1)
 
-    def push_y(self, tangent: Tensor) -> Tensor:
+    def _pushing(self) -> tuple[Tensor, Tensor]:
+        """c and (∂F/∂y)ᵀ c, recorded: its derivative by c is ∂F/∂y."""
         if self._push is None:
             with torch.enable_grad():
                 cotangent = torch.zeros_like(self.value, requires_grad=True)
                 (pulled,) = torch.autograd.grad(self.value, self.y, cotangent, create_graph=True)
             self._push = cotangent, pulled
-        cotangent, pulled = self._push
+        return self._push
+
+    def columns(self, tangents: Tensor) -> Tensor:
+        if not self.value.requires_grad:
+            return self.value.new_zeros(tangents.shape[0], *self.value.shape)
+        cotangent, pulled = self._pushing()
+        return batched_rows(pulled, [cotangent], tangents, False)[0]
+
+    def push_y(self, tangent: Tensor) -> Tensor:
+        cotangent, pulled = self._pushing()
         (pushed,) = torch.autograd.grad(pulled, cotangent, tangent.reshape(pulled.shape), retain_graph=True)
         return pushed.reshape(self.system.shape.count, -1)
 
@@ -176,6 +190,14 @@ class TransformedLinearization(Linearization):
 
     def rows(self, cotangents: Tensor) -> Tensor:
         return torch.vmap(lambda cotangent: self._pull_y(cotangent)[0], randomness="different")(cotangents)
+
+    def columns(self, tangents: Tensor) -> Tensor:
+        return torch.vmap(
+            lambda tangent: push_by_forward_mode(
+                lambda point: self.system.residual(point, self.theta), self.y, tangent
+            ),
+            randomness="different",
+        )(tangents)
 
     def _of_theta(self, *theta: Tensor) -> Tensor:
         return self.system.residual(self.y, theta)

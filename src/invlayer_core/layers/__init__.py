@@ -2,6 +2,15 @@
 
 from invlayer_core.layers.equations import FixedPointLayer, RootLayer
 from invlayer_core.layers.inverse import InverseLayer
+from invlayer_core.layers.optimisation import LeastSquaresLayer, MinimizeLayer, NLPLayer
 from invlayer_core.layers.quadratic import QPLayer
 
-__all__ = ["FixedPointLayer", "InverseLayer", "QPLayer", "RootLayer"]
+__all__ = [
+    "FixedPointLayer",
+    "InverseLayer",
+    "LeastSquaresLayer",
+    "MinimizeLayer",
+    "NLPLayer",
+    "QPLayer",
+    "RootLayer",
+]

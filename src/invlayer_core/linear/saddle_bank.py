@@ -1,4 +1,4 @@
-"""The factors of the saddle-point systems of one call: made on first use, shared by polish and all cotangents."""
+"""The factors of the saddle-point systems of one call, shared by polish and all cotangents."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class SaddleBank:
     Parameters
     ----------
     direct : SparseDirectSolver, optional
-        What factorises; by default Cholesky where all matrices are dense, and ``scipy.splu`` where one is sparse.
+        What factorises; by default Cholesky where all matrices are dense, and ``scipy.splu`` where one is
+        sparse.
     """
 
     def __init__(self, direct: SparseDirectSolver | None = None) -> None:

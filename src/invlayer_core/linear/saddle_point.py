@@ -3,8 +3,9 @@
     [ P   Cᵀ ] [x]   [r]
     [ C   0  ] [μ] = [s]      over the active rows of C; μ = 0 on the others
 
-(Benzi, Golub & Liesen, Numerical solution of saddle point problems, Acta Numerica 2005, section 5). Every sample
-has active rows of its own. Variables that a bound fixes are taken out; the rest is solved by the Schur complement
+(Benzi, Golub & Liesen, Numerical solution of saddle point problems, Acta Numerica 2005, section 5). Every
+sample has active rows of its own. Variables that a bound fixes are taken out; the rest is solved by the Schur
+complement
 
     P = L Lᵀ,    S = C P⁻¹ Cᵀ,    S μ = C P⁻¹ r − s,    x = P⁻¹ (r − Cᵀμ),
 
@@ -113,7 +114,7 @@ class DenseSaddlePoint:
     def _gather(self, program: QuadraticProgram) -> None:
         """The active rows of A and G, scaled to norm 1, as many for each sample as the most that one has."""
         names = [name for name in ("A", "G") if name in program.tensors]
-        self.scales = None
+        self.scales = self.hessian.new_ones(1, 0)
         self.matrix = self.hessian.new_zeros(1, 0, self.n)
         self.kept: Tensor | None = None
         self.valid = self.active[:, :0]
@@ -192,7 +193,7 @@ class DenseSaddlePoint:
         return picked * (self.valid.unsqueeze(1) & self.valid.unsqueeze(2))
 
     def solve(self, rhs: Tensor) -> SaddleSolution:
-        """w for right-hand sides ``(V, B, n + m)``; what is asked of constraints that are not active is left out."""
+        """w for right-hand sides ``(V, B, n + m)``; what stands for inactive constraints is ignored."""
         rhs = self._masked(rhs)
         w = self._once(rhs)
         gap = self._gap(rhs, w)
@@ -225,7 +226,7 @@ class DenseSaddlePoint:
         """One solve with the factors."""
         linear, bound = rhs[..., : self.n], rhs[..., self.n + self.rows :]
         fixed = self._fixed_values(bound)
-        if fixed is not None:
+        if fixed is not None and self.free is not None:
             linear = (linear - _times(self.hessian, fixed)) * self.free
         rows = self._rows_of(rhs, fixed)
         if self.rho is not None:
@@ -241,14 +242,14 @@ class DenseSaddlePoint:
         """The values of the variables that stand at a bound; zero for the others."""
         if self.free is None:
             return None
-        assert self.lower is not None and self.upper is not None
+        assert self.lower is not None
+        assert self.upper is not None
         return self.upper * bound[..., -self.n :] - self.lower * bound[..., : self.n]
 
     def _rows_of(self, rhs: Tensor, fixed: Tensor | None) -> Tensor:
         """The right-hand side of the active rows, ``(V, B, k)``."""
         rows = rhs[..., self.n : self.n + self.rows]
-        if self.scales is not None:
-            rows = rows / self.scales
+        rows = rows / self.scales
         if fixed is not None and self.rows:
             rows = rows - _times(self.matrix, fixed)
         return self._kept_of(rows) * self.valid
@@ -278,9 +279,10 @@ class DenseSaddlePoint:
     def _assemble(self, rhs: Tensor, x: Tensor, multipliers: Tensor) -> Tensor:
         """(x, μ) in the order of z, with the multipliers of the bounds from what is left of the gradient."""
         spread = self._spread(multipliers * self.valid)
-        parts = [x, spread if self.scales is None else spread / self.scales]
+        parts = [x, spread / self.scales]
         if self.free is not None:
-            assert self.lower is not None and self.upper is not None
+            assert self.lower is not None
+            assert self.upper is not None
             left = rhs[..., : self.n] - _times(self.hessian, x) - _times(self.matrix.mT, spread)
             bounds = rhs.shape[-1] - self.n - self.rows
             if self.has_lower:
@@ -292,7 +294,7 @@ class DenseSaddlePoint:
     def _gap(self, rhs: Tensor, w: Tensor) -> Tensor:
         """What is left of the right-hand side, in its own order; bounds hold exactly."""
         x, rows = w[..., : self.n], w[..., self.n : self.n + self.rows]
-        scaled = rows if self.scales is None else rows * self.scales
+        scaled = rows * self.scales
         left = rhs[..., : self.n] - _times(self.hessian, x) - _times(self.matrix.mT, scaled)
         if self.free is not None:
             left = left * self.free
@@ -331,8 +333,7 @@ class DenseSaddlePoint:
         free = slice(None) if self.free is None else self.free[index] > 0
         fixed = self._fixed_values(rhs[..., self.n + self.rows :])
         linear, rows = rhs[:, index, : self.n], rhs[:, index, self.n : self.n + self.rows]
-        if self.scales is not None:
-            rows = rows / self.scales[index % self.scales.shape[0]]
+        rows = rows / self.scales[index % self.scales.shape[0]]
         rows = rows[:, self.active[index, : self.rows]]
         if fixed is not None:
             linear = linear - fixed[:, index] @ hessian
@@ -348,12 +349,10 @@ class DenseSaddlePoint:
         return found._replace(w=self._assemble_one(rhs, index, x, multipliers))
 
     def _assemble_one(self, rhs: Tensor, index: int, x: Tensor, multipliers: Tensor) -> Tensor:
-        parts = [
-            x,
-            multipliers if self.scales is None else multipliers / self.scales[index % len(self.scales)],
-        ]
+        parts = [x, multipliers / self.scales[index % len(self.scales)]]
         if self.free is not None:
-            assert self.lower is not None and self.upper is not None
+            assert self.lower is not None
+            assert self.upper is not None
             hessian = self.hessian[index % self.hessian.shape[0]]
             matrix = self.matrix[index % self.matrix.shape[0]]
             left = rhs[:, index, : self.n] - x @ hessian - multipliers @ matrix

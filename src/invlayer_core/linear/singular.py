@@ -64,6 +64,28 @@ def _svd(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.linalg.svd(torch.where(finite, blocks, torch.zeros_like(blocks)), full_matrices=False)
 
 
+def _balance(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Powers of two for rows ``(B, n, 1)`` and columns ``(B, 1, n)``, after which the largest are about 1.
+
+    Equations and unknowns come in units of their own, as multipliers do beside what is minimised. Without
+    them a small singular value means what it should (Ruiz 2001).
+    """
+    size = torch.nan_to_num(blocks.abs())
+    rows, columns = torch.ones_like(size[..., :1]), torch.ones_like(size[..., :1, :])
+    for _ in range(3):
+        scaled = rows * size * columns
+        rows = rows * _power_of_two(scaled.amax(-1, keepdim=True))
+        columns = columns * _power_of_two(scaled.amax(-2, keepdim=True))
+    return rows, columns
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    """2ᵏ near 1/√size; 1 where size is 0 or infinite."""
+    usable = (size > 0) & size.isfinite()
+    exponent = torch.where(usable, size, torch.ones_like(size)).log2().div(-2).round()
+    return torch.exp2(exponent)
+
+
 def _inverse_times(svd: tuple[Tensor, Tensor, Tensor], change: Tensor) -> Tensor:
     """‖J⁻¹ change‖, in the Frobenius norm."""
     u, s, vh = svd
@@ -89,22 +111,24 @@ def diagnose(
     jacobian_at : callable
         ``(B, n) -> (B, n, n)``.
     """
-    svd = _svd(blocks)
+    rows, columns = _balance(blocks)
+    svd = _svd(rows * blocks * columns)
     u, s, vh = svd
     n = blocks.shape[-1]
-    largest, smallest = s[..., 0], s[..., -1]
-    exact = smallest <= n * torch.finfo(blocks.dtype).eps * largest
+    exact = s[..., -1] <= n * torch.finfo(blocks.dtype).eps * s[..., 0]
 
     def step(values: Tensor) -> Tensor:
-        return (vh.mT @ ((u.mT @ values.unsqueeze(-1)) / s.unsqueeze(-1))).squeeze(-1)
+        balanced = vh.mT @ ((u.mT @ (rows * values.unsqueeze(-1))) / s.unsqueeze(-1))
+        return (columns.mT * balanced).squeeze(-1)
 
     worst_noise = step(noise.abs() * torch.where(u[..., -1] < 0, -1.0, 1.0).to(noise))
-    change = torch.zeros_like(smallest)
+    change = torch.zeros_like(s[..., 0])
     for delta in (-2.0 * step(residual), worst_noise, -worst_noise):
         moved = jacobian_at(y + torch.nan_to_num(delta, nan=0.0, posinf=0.0, neginf=0.0))
-        ratio = _inverse_times(svd, moved - blocks)
+        ratio = _inverse_times(svd, rows * (moved - blocks) * columns)
         change = torch.maximum(change, torch.nan_to_num(ratio, nan=torch.inf))
-    eps = torch.finfo(blocks.dtype).eps
+    eps, plain = torch.finfo(blocks.dtype).eps, _svd(blocks)[1]
+    largest, smallest = plain[..., 0], plain[..., -1]
     return Diagnosis(
         singular=exact | (change >= _SINGULAR_CHANGE) | ~blocks.isfinite().all(-1).all(-1),
         condition=torch.nan_to_num(largest / smallest, nan=torch.inf),

@@ -5,10 +5,10 @@ What fixes one variable alone (a bound, or a row with one entry) is taken out fi
     [ P   Cᵀ ]
     [ C   0  ]
 
-is factorised as it stands. Where that is singular (rows that depend on each other, x not unique), K + δ diag(I, −I)
-has the factors instead: it is quasi-definite, so that it always has some (Vanderbei, SIAM J. Optim. 1995), and
-refinement with it converges to the solution of least norm: both matrices map the null space of K, and its
-orthogonal complement, to themselves.
+is factorised as it stands. Where that is singular (rows that depend on each other, x not unique), K + δ
+diag(I, −I) has the factors instead: it is quasi-definite, so that it always has some (Vanderbei, SIAM J.
+Optim. 1995), and refinement with it converges to the solution of least norm: both matrices map the null space
+of K, and its orthogonal complement, to themselves.
 """
 
 from __future__ import annotations
@@ -253,10 +253,7 @@ class _System:
             w, error = self._refined(self.factor, rhs, 3)
             if error <= _ACCEPTED and _grows_little(w, rhs):
                 return w, False, False
-        if self.regular:  # once found singular, the matrix stays so
-            shifted = self._factorise(_DELTA)
-        else:
-            shifted = self.factor
+        shifted = self._factorise(_DELTA) if self.regular else self.factor  # once singular, always so
         if shifted is None:
             return torch.full_like(rhs, torch.nan), True, True
         least, its_error = self._refined(shifted, rhs, _STEPS)

@@ -1,7 +1,7 @@
 """A batch of dense quadratic programs by one interior-point method, on whatever device they live.
 
-Mehrotra's predictor-corrector method (Nocedal & Wright, Numerical Optimization, 2006, 16.6) on every sample at
-once. All constraints, bounds among them, are C x + s = d with s > 0 and multipliers λ > 0. A step solves
+Mehrotra's predictor-corrector method (Nocedal & Wright, Numerical Optimization, 2006, 16.6) on every sample
+at once. All constraints, bounds among them, are C x + s = d with s > 0 and multipliers λ > 0. A step solves
 
     [ P + Cᵀ diag(λ/s) C   Aᵀ ] [Δx]
     [ A                    0  ] [Δν]
@@ -48,7 +48,7 @@ class InteriorPoint(Solver):
 @final
 @dataclass(frozen=True)
 class _Program:
-    """min ½ xᵀPx + qᵀx, A x = b, C x ≤ d with rows of norm 1, the gradient of the order of 1; each ``(1 or B, …)``.
+    """min ½ xᵀPx + qᵀx, A x = b, C x ≤ d, with rows of norm 1 and a gradient of the order of 1.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class _Program:
         Which entries of d are finite.
     scale : Tensor of shape ``(B, 1)``
         What the objective was divided by.
-    norms_A, norms_C : Tensor
+    equality_norms, inequality_norms : Tensor
         What the rows were divided by.
     """
 
@@ -68,8 +68,8 @@ class _Program:
     d: Tensor
     bounded: Tensor
     scale: Tensor
-    norms_A: Tensor
-    norms_C: Tensor
+    equality_norms: Tensor
+    inequality_norms: Tensor
 
     @classmethod
     def of(cls, problem: BatchQuadraticProblem) -> _Program:
@@ -77,13 +77,13 @@ class _Program:
         P = q.new_zeros(1, n, n) if problem.P is None else problem.P
         scale = torch.maximum(_largest(q), P.abs().amax((-1, -2)).unsqueeze(-1)).expand(count, 1)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        A, b, norms_A = _normalised(problem.A, problem.b, q, n)
-        C, d, norms_C = _normalised(*_inequalities(problem), q, n)
+        A, b, equality_norms = _normalised(problem.A, problem.b, q, n)
+        C, d, inequality_norms = _normalised(*_inequalities(problem), q, n)
         d = d.expand(count, -1)
         bounded = d < torch.inf
         return cls(
             P / scale.unsqueeze(-1), q / scale, A, b, C, torch.where(bounded, d, torch.ones_like(d)),
-            bounded, scale, norms_A, norms_C,
+            bounded, scale, equality_norms, inequality_norms,
         )  # fmt: skip
 
 
@@ -235,8 +235,8 @@ class _Run:
     def answer(self, problem: BatchQuadraticProblem) -> Tensor:
         """x and the multipliers of the problem as it was given."""
         program, point = self.program, self.point
-        nu = point.nu * program.scale / program.norms_A
-        lam = point.lam * program.scale / program.norms_C
+        nu = point.nu * program.scale / program.equality_norms
+        lam = point.lam * program.scale / program.inequality_norms
         return torch.cat([point.x, nu, lam], -1)
 
     def messages(self, done: Tensor) -> tuple[str, ...]:

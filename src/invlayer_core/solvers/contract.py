@@ -18,14 +18,14 @@ The same method serves two kinds of solver, told apart by ``SolverSpec.batched``
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import Tensor
 
-from invlayer_core.errors import ConditionsError
+from invlayer_core.solvers.problem import BatchProblem, Problem, SampleProblem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,114 +58,6 @@ class Status(IntEnum):
     def ok(self) -> bool:
         """Whether the sample's value and gradient may be used."""
         return self in (Status.CONVERGED, Status.UNVERIFIED)
-
-
-class Problem(ABC):
-    """The conditions F(y) = 0 with their args bound, as a solver sees them.
-
-    Attributes
-    ----------
-    kind : str
-        ``"root"``, ``"fixed_point"``, ... : which of ``SolverSpec.kinds`` is asked for.
-    size : int
-        n, the number of unknowns of one system, flattened.
-    """
-
-    kind: str
-    size: int
-
-    @abstractmethod
-    def residual(self, y: Any) -> Any:
-        """F(y), in the shape and array type of ``y``."""
-
-    @abstractmethod
-    def jacobian(self, y: Any) -> Any:
-        """∂F/∂y at ``y``, from one evaluation of F; shape of ``y`` with one more dimension n."""
-
-    @abstractmethod
-    def second_derivative(self, y: Any) -> Any:
-        """d²F/dy² of scalar equations (n = 1), in the shape of ``y``.
-
-        Raises
-        ------
-        ConditionsError
-            If n is not 1, or the problem was made without it.
-        """
-
-
-@final
-@dataclass(frozen=True)
-class BatchProblem(Problem):
-    """A batch of B independent systems in torch: ``(B, n)`` tensors in, ``(B, n)`` out.
-
-    Attributes
-    ----------
-    kind, size : see :class:`Problem`
-    batch : int
-        B, the number of systems.
-    residual_function, jacobian_function : callables
-        ``(B, n) -> (B, n)`` and ``(B, n) -> (B, n, n)``; both run without recording gradients.
-    second_derivative_function : callable, optional
-        ``(B, 1) -> (B, 1)``.
-    """
-
-    kind: str
-    size: int
-    batch: int
-    residual_function: Callable[[Tensor], Tensor]
-    jacobian_function: Callable[[Tensor], Tensor]
-    second_derivative_function: Callable[[Tensor], Tensor] | None = None
-
-    def residual(self, y: Tensor) -> Tensor:
-        return self.residual_function(y)
-
-    def jacobian(self, y: Tensor) -> Tensor:
-        return self.jacobian_function(y)
-
-    def second_derivative(self, y: Tensor) -> Tensor:
-        return _scalar_only(self.size, self.second_derivative_function)(y)
-
-
-@final
-@dataclass(frozen=True)
-class SampleProblem(Problem):
-    """One system in float64 NumPy: ``(n,)`` arrays in, ``(n,)`` or ``(n, n)`` arrays out.
-
-    Attributes
-    ----------
-    kind, size : see :class:`Problem`
-    index : int
-        Which sample of the batch this is.
-    residual_function, jacobian_function : callables
-        ``(n,) -> (n,)`` and ``(n,) -> (n, n)``; F itself is evaluated in torch, where its tensors live.
-    second_derivative_function : callable, optional
-        ``(1,) -> (1,)``.
-    """
-
-    kind: str
-    size: int
-    index: int
-    residual_function: Callable[[np.ndarray], np.ndarray]
-    jacobian_function: Callable[[np.ndarray], np.ndarray]
-    second_derivative_function: Callable[[np.ndarray], np.ndarray] | None = None
-
-    def residual(self, y: np.ndarray) -> np.ndarray:
-        return self.residual_function(y)
-
-    def jacobian(self, y: np.ndarray) -> np.ndarray:
-        return self.jacobian_function(y)
-
-    def second_derivative(self, y: np.ndarray) -> np.ndarray:
-        return _scalar_only(self.size, self.second_derivative_function)(y)
-
-
-def _scalar_only(size: int, function: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
-    if size != 1 or function is None:
-        raise ConditionsError(
-            f"second_derivative() of a problem with n = {size} unknowns: accepted are scalar equations "
-            "(n = 1) with a second_derivative_function; F″ of larger systems is not formed."
-        )
-    return function
 
 
 @final

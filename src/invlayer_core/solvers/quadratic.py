@@ -28,7 +28,7 @@ __all__ = ["BatchQuadraticProblem", "CoordinateMatrix", "QuadraticProblem"]
 @final
 @dataclass(frozen=True, eq=False)
 class CoordinateMatrix:
-    """A sparse matrix by its entries, in NumPy: what ``scipy.sparse.coo_matrix((values, (rows, columns)), shape)`` takes.
+    """A sparse matrix by its entries: ``scipy.sparse.coo_matrix((values, (rows, columns)), shape)``.
 
     Attributes
     ----------

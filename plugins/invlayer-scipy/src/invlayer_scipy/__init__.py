@@ -1,4 +1,4 @@
-"""SciPy's root finders for invlayer, for systems and for scalar equations.
+"""SciPy's root finders and minimisers for invlayer.
 
 This is the registration module. It does not import SciPy: that waits until one of the solvers is used.
 """
@@ -23,6 +23,10 @@ def register_solver() -> list[SolverSpec]:
             "scipy.find_root", "elementwise:FindRoot", batched=True, scalar=True, requires=("scipy>=1.15",)
         ),
         _spec("scipy.fixed_point", "fixed_point:FixedPoint", kinds=("fixed_point",)),
+        # Before SciPy 1.16 COBYLA and others held a lock while they called back.
+        _spec("scipy.minimize", "minimize:Minimize", kinds=("minimize", "nlp"), requires=("scipy>=1.16",)),
+        _spec("scipy.minimize_scalar", "minimize:MinimizeScalar", kinds=("minimize",), scalar=True),
+        _spec("scipy.least_squares", "least_squares:LeastSquares", kinds=("least_squares",)),
     ]
 
 

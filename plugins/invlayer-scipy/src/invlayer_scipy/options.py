@@ -9,6 +9,7 @@ from typing import Any, Final
 __all__ = [
     "FSOLVE_OPTIONS",
     "JACOBIAN_OPTIONS",
+    "MINIMIZE_OPTIONS",
     "ROOT_OPTIONS",
     "check_differencing",
     "check_jacobian_options",
@@ -55,6 +56,44 @@ JACOBIAN_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 """What ``jac_options`` may hold; ``inner_*`` are the options of krylov's own linear solver."""
+
+_DIFFERENCES = ("eps", "finite_diff_rel_step", "workers")
+_TRUST_REGION = (
+    *("initial_trust_radius", "max_trust_radius", "eta", "gtol", "maxiter", "disp", "workers"),
+    "subproblem_maxiter",
+)
+_LINE_SEARCH = ("gtol", "norm", "maxiter", "disp", "c1", "c2", *_DIFFERENCES)
+
+MINIMIZE_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "nelder-mead": ("maxiter", "maxfev", "disp", "initial_simplex", "xatol", "fatol", "adaptive"),
+        "powell": ("xtol", "ftol", "maxiter", "maxfev", "disp", "direc"),
+        "cg": _LINE_SEARCH,
+        "bfgs": (*_LINE_SEARCH, "xrtol", "hess_inv0"),
+        "newton-cg": ("xtol", "eps", "maxiter", "disp", "c1", "c2", "workers"),
+        "l-bfgs-b": ("disp", "maxcor", "ftol", "gtol", "maxfun", "maxiter", "maxls", *_DIFFERENCES),
+        "tnc": (
+            *("scale", "offset", "maxCGit", "eta", "stepmx", "accuracy", "minfev", "ftol", "xtol", "gtol"),
+            *("rescale", "disp", "maxfun", *_DIFFERENCES),
+        ),
+        "cobyla": ("rhobeg", "tol", "maxiter", "disp", "catol", "f_target"),
+        "cobyqa": (
+            *("disp", "maxfev", "maxiter", "f_target", "feasibility_tol", "initial_tr_radius"),
+            *("final_tr_radius", "scale"),
+        ),
+        "slsqp": ("maxiter", "ftol", "disp", *_DIFFERENCES),
+        "trust-constr": (
+            *("xtol", "gtol", "barrier_tol", "sparse_jacobian", "maxiter", "verbose", "disp"),
+            *("initial_constr_penalty", "initial_tr_radius", "initial_barrier_parameter"),
+            *("initial_barrier_tolerance", "factorization_method", "finite_diff_rel_step", "workers"),
+        ),
+        "dogleg": _TRUST_REGION,
+        "trust-ncg": _TRUST_REGION,
+        "trust-krylov": (*_TRUST_REGION, "inexact"),
+        "trust-exact": _TRUST_REGION,
+    }
+)
+"""Options of each method of ``scipy.optimize.minimize``, as in its ``show_options``."""
 
 _DIFFERENCING: Final = ("band", "eps", "epsfcn")
 

@@ -1,0 +1,177 @@
+"""Minimisation and least squares as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack, cast
+
+import torch
+from torch import Tensor
+
+from invlayer_core.call import CommonKeywords, SolverLike, solve_from_guess
+from invlayer_core.compiled.tracing import outside_graph
+from invlayer_core.conditions.stationarity import HalfSquares, StationarityConditions
+from invlayer_core.functional.unknowns import Unknowns
+
+__all__ = ["least_squares", "minimize"]
+
+
+def minimize(
+    objective: Callable[..., Tensor],
+    y0: Any,
+    args: Any = (),
+    *,
+    solver: SolverLike = "torch.lbfgs",
+    options: Mapping[str, Any] | None = None,
+    hessian: Callable[..., Tensor] | None = None,
+    **keywords: Unpack[CommonKeywords],
+) -> Any:
+    """Find a local minimum y of ``objective(y, *args)``, and differentiate it.
+
+    The conditions are ∇f = 0, so that the derivative is −(∇²f)⁻¹ ∂(∇f)/∂θ with the full Hessian.
+
+    Parameters
+    ----------
+    objective : callable
+        ``objective(y, *args) -> (*batch,)`` in torch, twice differentiable: one number per sample.
+    y0 : Tensor of shape ``(*batch, n)``, or a pytree of tensors
+        Where the solver starts; its structure and shape are those of y.
+    args : tuple of pytrees, or one tensor
+        What the objective depends on besides y.
+    solver : str, Solver or callable
+        A registered name for the kind ``"minimize"``, or any function ``solver(y0, *args) -> y``.
+    options : mapping, optional
+        The solver's own options.
+    hessian : callable, optional
+        Your own ``∇²f (y, *args) -> (*batch, n, n)``, if it is faster than autograd.
+    **keywords
+        As in :func:`invlayer_core.root`. What is measured, and compared with ``atol``, is ‖∇f‖∞.
+
+    Returns
+    -------
+    y like y0; ``(y, SolveInfo)`` with ``return_info=True``
+
+    Raises
+    ------
+    ConvergenceError, ConditionsError, SolverNotFoundError
+        As :func:`invlayer_core.root`.
+    SingularJacobianError
+        At the derivative, where the Hessian is singular: a flat minimum.
+
+    Examples
+    --------
+    >>> import torch, invlayer_core as inv
+    >>> a = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    >>> closed_form = lambda y0, a: a.log()
+    >>> y = inv.minimize(lambda y, a: (y.exp() - a * y).sum(-1), torch.zeros_like(a), a, solver=closed_form)
+    >>> y.backward()
+    >>> bool((a.grad - 1 / 3).abs() < 1e-14)
+    True
+    """
+    if torch.compiler.is_compiling():
+        return outside_graph(_stationary, "minimize", objective, y0, args, solver, options, hessian, keywords)
+    return _stationary("minimize", objective, y0, args, solver, options, hessian, keywords)
+
+
+def least_squares(
+    residuals: Callable[..., Any],
+    y0: Any,
+    args: Any = (),
+    *,
+    solver: SolverLike = "torch.levenberg_marquardt",
+    options: Mapping[str, Any] | None = None,
+    jacobian: Callable[..., Tensor] | None = None,
+    hessian: Callable[..., Tensor] | None = None,
+    **keywords: Unpack[CommonKeywords],
+) -> Any:
+    """Find y that minimises ½‖residuals(y, *args)‖², and differentiate it.
+
+    The conditions are Jᵀr = 0. Their Jacobian is the *full* Hessian JᵀJ + Σ rᵢ ∇²rᵢ: the Gauss–Newton
+    stand-in JᵀJ would be wrong wherever residuals remain.
+
+    Parameters
+    ----------
+    residuals : callable
+        ``residuals(y, *args) -> (*batch, m)`` in torch, or a pytree of ``(*batch, ...)``.
+    y0, args, solver, options
+        As in :func:`minimize`; the kind is ``"least_squares"``.
+    jacobian : callable, optional
+        Your own ``∂r/∂y (y, *args) -> (*batch, m, n)`` for the solver.
+    hessian : callable, optional
+        Your own full Hessian ``(y, *args) -> (*batch, n, n)`` for the derivative.
+    **keywords
+        As in :func:`minimize`.
+
+    Examples
+    --------
+    >>> import torch, invlayer_core as inv
+    >>> data = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64, requires_grad=True)
+    >>> mean = lambda y0, data: data.mean(-1, keepdim=True)
+    >>> y0 = torch.zeros(1, dtype=torch.float64)
+    >>> y = inv.least_squares(lambda y, data: y - data, y0, data, solver=mean)
+    >>> y.backward()
+    >>> bool((data.grad - 1 / 3).abs().max() < 1e-14)
+    True
+    """
+    if torch.compiler.is_compiling():
+        return outside_graph(
+            _least_squares, residuals, y0, args, solver, options, jacobian, hessian, keywords
+        )
+    return _least_squares(residuals, y0, args, solver, options, jacobian, hessian, keywords)
+
+
+def _least_squares(
+    residuals: Callable[..., Any],
+    y0: Any,
+    args: Any,
+    solver: SolverLike,
+    options: Mapping[str, Any] | None,
+    jacobian: Callable[..., Tensor] | None,
+    hessian: Callable[..., Tensor] | None,
+    keywords: CommonKeywords,
+) -> Any:
+    unknowns = Unknowns.of("least_squares", y0, keywords)
+    given = None if jacobian is None else unknowns.function(jacobian)
+    objective = HalfSquares(unknowns.packed(residuals), given)
+    return _solve("least_squares", objective, unknowns, args, solver, options, hessian, keywords)
+
+
+def _stationary(
+    kind: str,
+    objective: Callable[..., Tensor],
+    y0: Any,
+    args: Any,
+    solver: SolverLike,
+    options: Mapping[str, Any] | None,
+    hessian: Callable[..., Tensor] | None,
+    keywords: CommonKeywords,
+) -> Any:
+    unknowns = Unknowns.of(kind, y0, keywords)
+    return _solve(kind, unknowns.function(objective), unknowns, args, solver, options, hessian, keywords)
+
+
+def _solve(
+    kind: str,
+    objective: Callable[..., Tensor],
+    unknowns: Unknowns,
+    args: Any,
+    solver: SolverLike,
+    options: Mapping[str, Any] | None,
+    hessian: Callable[..., Tensor] | None,
+    keywords: CommonKeywords,
+) -> Any:
+    """Both kinds, for unknowns that are a vector per sample."""
+    plain = cast(CommonKeywords, {**keywords, "event_dims": 1})
+    solution = solve_from_guess(
+        kind,
+        StationarityConditions(objective),
+        unknowns.vector,
+        args,
+        unknowns.solver(solver),
+        options,
+        None if hessian is None else unknowns.function(hessian),
+        plain,
+    )
+    if keywords.get("return_info"):
+        return unknowns.restore(solution[0]), solution[1]
+    return unknowns.restore(solution)

@@ -1,0 +1,207 @@
+"""The problem as a solver sees it: conditions F(y) = 0 with their args bound, for one sample or a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, final
+
+from torch import Tensor
+
+from invlayer_core.errors import ConditionsError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["BatchProblem", "Problem", "SampleProblem"]
+
+
+class Problem(ABC):
+    """The conditions F(y) = 0 with their args bound, as a solver sees them.
+
+    A problem of optimisation has more to it than its conditions. What its kind has besides F is here:
+
+    ================  ==================================================================================
+    kind              beside ``residual`` and ``jacobian``
+    ================  ==================================================================================
+    root, fixed_point nothing
+    minimize          ``objective``; F is its gradient, and J its Hessian: ``gradient``, ``hessian``
+    least_squares     ``residuals`` and ``residuals_jacobian``; ``objective`` = ½‖r‖², with gradient, Hessian
+    nlp               as minimize, and ``equalities``, ``inequalities`` (≥ 0), their Jacobians, ``bounds``
+    ================  ==================================================================================
+
+    Attributes
+    ----------
+    kind : str
+        ``"root"``, ``"fixed_point"``, ... : which of ``SolverSpec.kinds`` is asked for.
+    size : int
+        n, the number of unknowns of one system, flattened.
+    parts : mapping of str to callable
+        Functions of y beside F, by name.
+    """
+
+    kind: str
+    size: int
+    parts: Mapping[str, Callable[[Any], Any]]
+
+    @abstractmethod
+    def residual(self, y: Any) -> Any:
+        """F(y), in the shape and array type of ``y``."""
+
+    @abstractmethod
+    def jacobian(self, y: Any) -> Any:
+        """∂F/∂y at ``y``, from one evaluation of F; shape of ``y`` with one more dimension n."""
+
+    @abstractmethod
+    def second_derivative(self, y: Any) -> Any:
+        """d²F/dy² of scalar equations (n = 1), in the shape of ``y``.
+
+        Raises
+        ------
+        ConditionsError
+            If n is not 1, or the problem was made without it.
+        """
+
+    def has(self, part: str) -> bool:
+        """Whether the problem has a part of this name, such as ``"inequalities"``."""
+        return part in self.parts
+
+    def part(self, name: str, y: Any) -> Any:
+        """One of ``parts`` at ``y``.
+
+        Raises
+        ------
+        ConditionsError
+            If the problem has no such part.
+        """
+        if name not in self.parts:
+            raise ConditionsError(
+                f"{name}() of a problem of kind {self.kind!r}, which has {sorted(self.parts) or 'no parts'}. "
+                "Accepted are its own parts; has(name) tells."
+            )
+        return self.parts[name](y)
+
+    def objective(self, y: Any) -> Any:
+        """What is minimised: a number, or ``(B,)``."""
+        return self.part("objective", y)
+
+    def gradient(self, y: Any) -> Any:
+        """∇ of the objective, in the shape of ``y``: the residual of its conditions."""
+        return self.residual(y)
+
+    def hessian(self, y: Any) -> Any:
+        """∇² of the objective: the Jacobian of its conditions."""
+        return self.jacobian(y)
+
+    def residuals(self, y: Any) -> Any:
+        """r(y) of least squares, ``(m,)`` or ``(B, m)``."""
+        return self.part("residuals", y)
+
+    def residuals_jacobian(self, y: Any) -> Any:
+        """∂r/∂y, ``(m, n)`` or ``(B, m, n)``."""
+        return self.part("residuals_jacobian", y)
+
+    def equalities(self, y: Any) -> Any:
+        """h(y), zero at a solution: ``(p,)`` or ``(B, p)``."""
+        return self.part("equalities", y)
+
+    def equalities_jacobian(self, y: Any) -> Any:
+        """∂h/∂y, ``(p, n)`` or ``(B, p, n)``."""
+        return self.part("equalities_jacobian", y)
+
+    def inequalities(self, y: Any) -> Any:
+        """c(y), not negative at a solution: ``(m,)`` or ``(B, m)``."""
+        return self.part("inequalities", y)
+
+    def inequalities_jacobian(self, y: Any) -> Any:
+        """∂c/∂y, ``(m, n)`` or ``(B, m, n)``."""
+        return self.part("inequalities_jacobian", y)
+
+    def lower(self, y: Any) -> Any:
+        """The lower bounds, in the shape of ``y``; −∞ where there is none."""
+        return self.part("lower", y)
+
+    def upper(self, y: Any) -> Any:
+        """The upper bounds, in the shape of ``y``; ∞ where there is none."""
+        return self.part("upper", y)
+
+
+@final
+@dataclass(frozen=True)
+class BatchProblem(Problem):
+    """A batch of B independent systems in torch: ``(B, n)`` tensors in, ``(B, n)`` out.
+
+    Attributes
+    ----------
+    kind, size, parts : see :class:`Problem`
+    batch : int
+        B, the number of systems.
+    residual_function, jacobian_function : callables
+        ``(B, n) -> (B, n)`` and ``(B, n) -> (B, n, n)``; both run without recording gradients.
+    second_derivative_function : callable, optional
+        ``(B, 1) -> (B, 1)``.
+    """
+
+    kind: str
+    size: int
+    batch: int
+    residual_function: Callable[[Tensor], Tensor]
+    jacobian_function: Callable[[Tensor], Tensor]
+    second_derivative_function: Callable[[Tensor], Tensor] | None = None
+    parts: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+    def residual(self, y: Tensor) -> Tensor:
+        return self.residual_function(y)
+
+    def jacobian(self, y: Tensor) -> Tensor:
+        return self.jacobian_function(y)
+
+    def second_derivative(self, y: Tensor) -> Tensor:
+        return _scalar_only(self.size, self.second_derivative_function)(y)
+
+
+@final
+@dataclass(frozen=True)
+class SampleProblem(Problem):
+    """One system in float64 NumPy: ``(n,)`` arrays in, ``(n,)`` or ``(n, n)`` arrays out.
+
+    Attributes
+    ----------
+    kind, size, parts : see :class:`Problem`
+    index : int
+        Which sample of the batch this is.
+    residual_function, jacobian_function : callables
+        ``(n,) -> (n,)`` and ``(n,) -> (n, n)``; F itself is evaluated in torch, where its tensors live.
+    second_derivative_function : callable, optional
+        ``(1,) -> (1,)``.
+    """
+
+    kind: str
+    size: int
+    index: int
+    residual_function: Callable[[np.ndarray], np.ndarray]
+    jacobian_function: Callable[[np.ndarray], np.ndarray]
+    second_derivative_function: Callable[[np.ndarray], np.ndarray] | None = None
+    parts: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
+
+    def residual(self, y: np.ndarray) -> np.ndarray:
+        return self.residual_function(y)
+
+    def jacobian(self, y: np.ndarray) -> np.ndarray:
+        return self.jacobian_function(y)
+
+    def second_derivative(self, y: np.ndarray) -> np.ndarray:
+        return _scalar_only(self.size, self.second_derivative_function)(y)
+
+    def objective(self, y: np.ndarray) -> float:
+        return float(self.part("objective", y))
+
+
+def _scalar_only(size: int, function: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    if size != 1 or function is None:
+        raise ConditionsError(
+            f"second_derivative() of a problem with n = {size} unknowns: accepted are scalar equations "
+            "(n = 1) with a second_derivative_function; F″ of larger systems is not formed."
+        )
+    return function

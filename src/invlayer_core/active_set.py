@@ -354,10 +354,11 @@ def describe_active_set(layout: QuadraticLayout, theta: Sequence[Tensor], z: Ten
     fixed = _fixed(program)
     if fixed is not None:
         weak[..., -2 * layout.size :] &= ~torch.cat([fixed, fixed], -1)
-    return ConstraintInfo(active, weak & ~equality, _independent(program, active))
+    finite = z.isfinite().all(-1)
+    return ConstraintInfo(active, weak & ~equality, finite & _independent(program, active, ~finite))
 
 
-def _independent(program: QuadraticProgram, active: Tensor) -> Tensor:
+def _independent(program: QuadraticProgram, active: Tensor, exempt: Tensor) -> Tensor:
     """Whether the active rows have full rank: whether [I, Cᵀ; C, 0] has an inverse."""
     n = program.layout.size
     index = torch.arange(n, device=active.device)
@@ -370,7 +371,7 @@ def _independent(program: QuadraticProgram, active: Tensor) -> Tensor:
         torch.eye(n, dtype=like.dtype, device=like.device) if forms["P"].event_dims == 2 else like.new_ones(n)
     )
     tensors = {**program.tensors, "P": one}
-    factors = make_saddle_point(replace(program, layout=layout, tensors=tensors), active)
+    factors = make_saddle_point(replace(program, layout=layout, tensors=tensors), active, exempt)
     count = active.shape[:-1].numel()
     steps = torch.arange(n + active.shape[-1], dtype=like.dtype, device=like.device)
     return ~factors.solve(torch.sin(1.0 + steps).expand(1, count, -1)).singular.reshape(active.shape[:-1])

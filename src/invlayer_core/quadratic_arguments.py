@@ -61,7 +61,6 @@ def _check_kinds(present: Mapping[str, Any]) -> None:
         raise ConditionsError(
             "qp: q is None; accepted is a floating-point torch.Tensor of shape (*batch, n)."
         )
-    device = getattr(present["q"], "device", None)
     for name, value in present.items():
         if not isinstance(value, Tensor):
             raise ConditionsError(
@@ -73,15 +72,17 @@ def _check_kinds(present: Mapping[str, Any]) -> None:
                 f"qp: {name} has dtype {value.dtype}; accepted are real floating-point dtypes. Use "
                 f"{name}.double()."
             )
+        least = 2 if name in MATRICES else 1
+        if value.ndim < least:
+            accepted = "(*batch, m, n)" if least == 2 else "(*batch, n)"
+            raise ConditionsError(f"qp: {name} has shape {tuple(value.shape)}; accepted is {accepted}.")
+    device = present["q"].device
+    for name, value in present.items():
         if value.device != device:
             raise ConditionsError(
                 f"qp: q is on {device} but {name} is on {value.device}; accepted is one device. Use "
                 f".to({str(device)!r})."
             )
-        least = 2 if name in MATRICES else 1
-        if value.ndim < least:
-            accepted = "(*batch, m, n)" if least == 2 else "(*batch, n)"
-            raise ConditionsError(f"qp: {name} has shape {tuple(value.shape)}; accepted is {accepted}.")
     for matrix, limit in _PAIRS:
         if (matrix in present) != (limit in present):
             there, missing = (matrix, limit) if matrix in present else (limit, matrix)

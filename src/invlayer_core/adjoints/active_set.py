@@ -107,13 +107,13 @@ class SaddleRule:
         self, active: Tensor, dead: Tensor | None, matrices: Sequence[Tensor | None], rhs: Tensor
     ) -> Tensor:
         """K⁻¹ rhs, ``(*extra, *batch, N)``; of plain tensors."""
+        if not rhs.numel():
+            return torch.zeros_like(rhs)
         held = {name: m for name, m in zip(MATRICES, matrices, strict=True) if m is not None}
         program = self.layout.program([held.get(n, rhs[..., : self.layout.size]) for n in self.layout.names])
         factors = self.bank.factorise(program, active, dead)
         count = active.shape[:-1].numel()
         stacked = rhs.reshape(-1, count, rhs.shape[-1])
-        if not stacked.numel():
-            return torch.zeros_like(rhs)
         found = factors.solve(stacked)
         w = found.w
         if bool(found.singular.any()):
@@ -143,9 +143,9 @@ def _singular_error(singular: Tensor) -> SingularJacobianError:
     shown = ", ".join(f"sample {i}" for i in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
     return SingularJacobianError(
         f"the optimality system of the quadratic program is singular at the solution of {shown}, of "
-        f"{singular.numel()} samples: x, or multipliers that were asked for, are not a differentiable function "
-        "of the args there (x is not unique, or active constraints depend on each other). Accepted are regular "
-        "samples; or choose what a singular one should give: "
+        f"{singular.numel()} samples: x, or multipliers that were asked for, are not a "
+        "differentiable function of the args there (x is not unique, or active constraints depend on each "
+        "other). Accepted are regular samples; or choose what a singular one should give: "
         "adjoint=Implicit(singular='consistent' | 'lstsq' | 'nan' | 'zero')."
     )
 

@@ -147,10 +147,10 @@ class QuadraticProgram:
         return joined(parts, like)
 
     def right_hand_side(self, like: Tensor) -> Tensor:
-        """(−q, d), in the batch shape of ``like``; what is infinite bounds nothing, and is 0."""
+        """(−q, d), in the batch shape of ``like``; a limit of infinity bounds nothing, and is 0."""
         linear = (-self.tensors["q"]).expand(*like.shape[:-1], -1)
-        whole = torch.cat([linear, self.limits(like)], -1)
-        return torch.where(whole.isinf(), torch.zeros_like(whole), whole)
+        limits = self.limits(like)
+        return torch.cat([linear, torch.where(limits == torch.inf, torch.zeros_like(limits), limits)], -1)
 
     @torch.no_grad()
     def row_scales(self) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
@@ -74,7 +75,7 @@ class QuadraticForward(Forward):
         else:
             outcome = self._run_samples(program, guess)
         if concave is not None:
-            outcome = _without(outcome, concave)
+            outcome = _without(outcome, concave, Status.SOLVER_ERROR, _CONCAVE)
         return outcome.y.reshape(*self.batch, sum(self.layout.sections)), outcome
 
     def _guess(self, given: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -90,7 +91,9 @@ class QuadraticForward(Forward):
         )
         unknowns = guess.new_zeros(guess.shape[0], sum(self.layout.sections))
         unknowns[:, : self.layout.size] = guess
-        return run_batched(self.solver, problem, unknowns, self.options)
+        outcome = run_batched(self.solver, problem, unknowns, self.options)
+        bad = _unusable_samples(program, self.batch)
+        return _without(outcome, bad, Status.NOT_CONVERGED, "an argument holds NaN or infinity")
 
     def _rows(self, program: QuadraticProgram, name: str) -> Any:
         """One argument as ``(1 or B, ...)``, dense."""
@@ -138,17 +141,23 @@ class QuadraticForward(Forward):
         return tensor.reshape(size, *(1 for _ in range(missing)), *tensor.shape[1:])
 
 
-def _without(outcome: Outcome, concave: Tensor) -> Outcome:
-    """The outcome, with no solution where P is not positive semidefinite, whatever the solver says."""
-    status = torch.where(concave, int(Status.SOLVER_ERROR), outcome.status)
-    message = tuple(
-        "P is not positive semidefinite: the program is not convex, and what satisfies the conditions need "
-        "be no minimum" if bad else text
-        for bad, text in zip(concave.tolist(), outcome.message, strict=True)
-    )  # fmt: skip
+def _without(outcome: Outcome, bad: Tensor, status: Status, why: str) -> Outcome:
+    """The outcome, with no solution for some samples, whatever the solver says."""
+    if not bool(bad.any()):
+        return outcome
+    message = (why if is_bad else text for is_bad, text in zip(bad.tolist(), outcome.message, strict=True))
     return replace(
-        outcome, y=torch.where(concave.unsqueeze(-1), torch.nan, outcome.y), status=status, message=message
+        outcome,
+        y=torch.where(bad.unsqueeze(-1), torch.nan, outcome.y),
+        status=torch.where(bad, int(status), outcome.status),
+        message=tuple(message),
     )
+
+
+_CONCAVE: Final = (
+    "P is not positive semidefinite: the program is not convex, and what satisfies the conditions need be no "
+    "minimum"
+)
 
 
 def _not_convex(program: QuadraticProgram, batch: Size) -> Tensor | None:
@@ -218,7 +227,7 @@ class QuadraticWorkload:
     def report(self, index: int, check: Callable[[], Any] = lambda: None) -> SampleReport:
         """Solve one program; what holds NaN is not given to any solver."""
         problem = self.problem(index)
-        wrong = _not_finite(problem)
+        wrong = _unusable(problem)
         if wrong:
             return SampleReport(Status.NOT_CONVERGED, f"{wrong}; the solver was not called")
         check()
@@ -229,21 +238,32 @@ class QuadraticWorkload:
         return self.solver.solve(problem, guess, dict(self.options))
 
 
-def _not_finite(problem: QuadraticProblem) -> str:
+def _unusable(problem: QuadraticProblem) -> str:
     """Which argument holds what no solver can take; empty if none does."""
     for name in ARGUMENTS:
         value = getattr(problem, name)
         if value is None:
             continue
-        numbers = torch.from_numpy(value.values if isinstance(value, CoordinateMatrix) else value)
-        one_sided = {"h": -torch.inf, "ub": -torch.inf, "lb": torch.inf}.get(name)
-        if one_sided is None:
-            fine = bool(numbers.isfinite().all())
-        else:
-            fine = not bool((numbers.isnan() | (numbers == one_sided)).any())
+        numbers = value.values if isinstance(value, CoordinateMatrix) else value
+        if name in _ONE_SIDED:  # infinity on one side bounds nothing
+            fine = not ((numbers != numbers) | (numbers == _ONE_SIDED[name])).any()
+        else:  # a sum is finite if all terms are; if it only overflows, the solver may try
+            fine = math.isfinite(numbers.sum()) or bool(torch.from_numpy(numbers).isfinite().all())
         if not fine:
             return f"{name} holds NaN or infinity"
     return ""
+
+
+def _unusable_samples(program: QuadraticProgram, batch: Size) -> Tensor:
+    """The same for a batch in torch: which samples, ``(B,)``."""
+    bad = torch.zeros(batch, dtype=torch.bool, device=program.tensors["q"].device)
+    for name, tensor in program.tensors.items():
+        wrong = tensor.isnan() | (tensor == _ONE_SIDED[name]) if name in _ONE_SIDED else ~tensor.isfinite()
+        bad = bad | wrong.flatten(tensor.ndim - program.layout.event_dims(name)).any(-1)
+    return bad.reshape(-1)
+
+
+_ONE_SIDED: Final = {"h": -math.inf, "ub": -math.inf, "lb": math.inf}
 
 
 def _border(layout: QuadraticLayout, program: QuadraticProgram, batch: Size) -> dict[str, Rows]:

@@ -170,20 +170,23 @@ def _qp(
 
 def _warn_of_degeneracy(layout: QuadraticLayout, theta: tuple[Tensor, ...], solution: Solution) -> None:
     """Say which derivatives are one-sided, or zero almost everywhere."""
-    doubtful = [i for i, aux in enumerate(solution.outcome.aux) if aux.get("ambiguous")]
+    fine = None if solution.info is None else solution.info.ok.reshape(-1).tolist()
+    doubtful = [
+        i for i, aux in enumerate(solution.outcome.aux) if aux.get("ambiguous") and (fine is None or fine[i])
+    ]
     if doubtful:
         warn_user(
-            f"qp: the active set of {len(doubtful)} of {len(solution.outcome.aux)} samples is ambiguous "
-            f"(the first is sample {doubtful[0]}): a constraint is active with a multiplier of zero, x is not "
-            "unique, or no set could be proved. The derivative is the one-sided one that leaves weakly active "
-            "constraints out; info.constraints tells which they are.",
+            f"qp: the active set of {len(doubtful)} of {len(solution.outcome.aux)} samples is ambiguous (the "
+            f"first is sample {doubtful[0]}): a constraint is active with a multiplier of zero, x is "
+            "not unique, or no set could be proved. The derivative is the one-sided one that leaves weakly "
+            "active constraints out; info.constraints tells which they are.",
             DegeneracyWarning,
         )
     if "P" not in layout.names and theta[layout.names.index("q")].requires_grad:
         warn_user(
-            "qp with P=None is a linear program: x is a piecewise constant function of q, and the gradient for "
-            "q is zero almost everywhere. Accepted, if it is to tell anything, is a strictly convex P, such as "
-            "a small multiple of the identity; q.detach() says that zero is meant.",
+            "qp with P=None is a linear program: x is a piecewise constant function of q, and the "
+            "gradient for q is zero almost everywhere. Accepted, if it is to tell anything, is a strictly "
+            "convex P, such as a small multiple of the identity; q.detach() says that zero is meant.",
             DegeneracyWarning,
         )
 

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from invlayer_core.conditions.quadratic import QuadraticProgram
+from invlayer_core.linear.saddle_spectrum import SpectralSolution, spectral_solution
 
-__all__ = ["DenseSaddlePoint", "SaddleSolution", "SpectralSolution"]
+__all__ = ["DenseSaddlePoint", "SaddleSolution"]
 
 _ACCEPTED = 1e-10  # backward error, relative
 _REFINED = 1e-13  # ... from which a step of refinement is worth its price
 _PIVOTS = 1e-13  # ratio of squared pivots under which a factor may be that of a singular matrix
-_RANK = 1e-11  # eigenvalues under this share of the largest count as zero
 
 
 @final
@@ -333,17 +333,18 @@ class DenseSaddlePoint:
         free = slice(None) if self.free is None else self.free[index] > 0
         fixed = self._fixed_values(rhs[..., self.n + self.rows :])
         linear, rows = rhs[:, index, : self.n], rhs[:, index, self.n : self.n + self.rows]
-        rows = rows / self.scales[index % self.scales.shape[0]]
-        rows = rows[:, self.active[index, : self.rows]]
+        kept = self.active[index, : self.rows]
+        scales = self.scales[index % self.scales.shape[0]][kept]
+        rows = rows[:, kept]
         if fixed is not None:
             linear = linear - fixed[:, index] @ hessian
-            rows = rows - fixed[:, index] @ matrix.mT
+            rows = rows - (fixed[:, index] @ matrix.mT) * scales
         part, lines = hessian[free][:, free], matrix[:, free]
-        found = spectral_solution(part, lines, linear[:, free], rows)
+        found = spectral_solution(part, lines, scales, linear[:, free], rows)
         x = torch.zeros_like(linear)
         x[:, free] = found.w[:, : part.shape[0]]
         multipliers = rhs.new_zeros(rhs.shape[0], self.rows)
-        multipliers[:, self.active[index, : self.rows]] = found.w[:, part.shape[0] :]
+        multipliers[:, kept] = found.w[:, part.shape[0] :] * scales
         if fixed is not None:
             x = x + fixed[:, index]
         return found._replace(w=self._assemble_one(rhs, index, x, multipliers))
@@ -361,43 +362,6 @@ class DenseSaddlePoint:
             if rhs.shape[-1] - self.n - self.rows > self.n or not self.has_lower:
                 parts.append(left * self.upper[index])
         return torch.cat(parts, -1)
-
-
-@final
-class SpectralSolution(NamedTuple):
-    """The minimum-norm solution of one saddle-point system, ``(V, n + k)``, and what the matrix is like."""
-
-    w: Tensor
-    singular: bool
-    loose: bool
-    unsolvable: bool
-
-
-def spectral_solution(hessian: Tensor, rows: Tensor, linear: Tensor, limits: Tensor) -> SpectralSolution:
-    """Solve with ``[hessian, rowsᵀ; rows, 0]``, whose rows have norm 1, by its eigenvectors."""
-    n, k = hessian.shape[0], rows.shape[0]
-    size = float(hessian.abs().max()) if n else 1.0
-    size = size if size > 0 else 1.0
-    matrix = hessian.new_zeros(n + k, n + k)
-    matrix[:n, :n], matrix[:n, n:], matrix[n:, :n] = hessian / size, rows.mT, rows
-    rhs = torch.cat([linear / size, limits], -1)
-    values, vectors = torch.linalg.eigh(matrix)
-    zero = values.abs() <= _RANK * values.abs().max() if n + k else values.abs() < 0
-    inverse = torch.where(
-        zero, torch.zeros_like(values), 1.0 / torch.where(zero, torch.ones_like(values), values)
-    )
-
-    def once(right: Tensor) -> Tensor:
-        return ((right @ vectors) * inverse) @ vectors.mT
-
-    w = once(rhs)
-    w = w + once(rhs - w @ matrix)
-    singular = bool(zero.any())
-    left = (rhs - w @ matrix).abs().amax(-1) if n + k else rhs.new_zeros(rhs.shape[0])
-    allowed = 1e-7 * (rhs.abs().amax(-1) if n + k else left)
-    unsolvable = singular and bool((left > allowed).any())
-    loose = singular and bool((vectors[:n, zero] ** 2).sum() > 1e-6)
-    return SpectralSolution(torch.cat([w[:, :n], w[:, n:] * size], -1), singular, loose, unsolvable)
 
 
 def _may_be_singular(factor: Tensor) -> Tensor:

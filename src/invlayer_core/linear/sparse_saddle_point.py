@@ -32,8 +32,8 @@ __all__ = ["SparseSaddlePoint"]
 _ACCEPTED = 1e-10  # backward error, relative
 _REFINED = 1e-13
 _GROWTH = 1e7  # times its right-hand side a solution may be before the matrix is taken for singular
-_DELTA = 1e-8
-_STEPS = 40
+_DELTA = 1e-6  # rounding leaves a share of about eps/δ in the null space
+_STEPS = 60
 
 
 @final
@@ -182,8 +182,11 @@ class _System:
     def _factorise(self, delta: float) -> Factor | None:
         row, column, value = self.row, self.column, self.value
         if delta:
-            nf, diagonal = len(self.free_index), torch.arange(self.order)
-            shift = torch.where(diagonal < nf, delta, -delta)
+            nf = len(self.free_index)
+            # Least norm is meant in the multipliers as they are, as far as rows of very uneven size allow.
+            uneven = (self.norms.median() / self.norms).square().clamp(1e-3, 1e3) if len(self.norms) else 1.0
+            shift = torch.full((self.order,), delta, dtype=torch.float64)
+            shift[nf:] = -delta * uneven
             on_diagonal = row == column
             value = value + torch.where(on_diagonal, shift[row], 0.0)
             missing = torch.ones(self.order, dtype=torch.bool)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from invlayer_core.functional import batch_jacobian
+from invlayer_core.functional.batch_jacobian import batch_jacobian
 from invlayer_core.solvers import BatchProblem, Problem, SampleProblem
 from invlayer_core.testing.zoo import Case
 

@@ -62,6 +62,7 @@ from invlayer_core.solvers.lookup import (
 )
 from invlayer_core.solvers.quadratic import BatchQuadraticProblem, CoordinateMatrix, QuadraticProblem
 from invlayer_core.solvers.spec import SolverSpec
+from invlayer_core.starts import starts_between
 
 __all__ = [
     "BatchProblem",
@@ -118,6 +119,7 @@ __all__ = [
     "register_solver",
     "root",
     "solvers",
+    "starts_between",
     "testing",
 ]
 

@@ -70,6 +70,9 @@ class SolveInfo:
         What solves the linear systems of the derivative, and why.
     constraints : ConstraintInfo or None
         For problems with constraints: which are active, which weakly, and whether they are independent.
+    start : Tensor of int64
+        Where the solution comes from: 0, or with ``n_starts`` the number of the start; -1 for the solution
+        of the call before (``warm_start``).
     """
 
     ok: Tensor
@@ -85,6 +88,7 @@ class SolveInfo:
     linear_solver: str = ""
     batch_reason: str = ""
     constraints: Any = None
+    start: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
 
 @final

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from typing import Literal, final, get_args
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from invlayer_core.leaves import EventDims, check_event_dims
 from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
 from invlayer_core.solvers.direct import handed_factors
+from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["BatchMode", "OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
@@ -77,6 +78,12 @@ class Settings:
         Show a bar that counts samples; needs tqdm.
     return_info : bool
         Return ``(y, SolveInfo)``.
+    n_starts : int
+        How many guesses y0 holds for each sample, ``(n_starts, *batch, *event)``. They are tried in order,
+        until one leads to a solution; ``info.start`` tells which.
+    warm_start : pair ``(y, info)``, or None
+        What the call before returned with ``return_info=True``: samples that converged start there, the
+        others from y0 (its first guess, if there are several).
     compile : bool
         Take first derivatives in reverse mode by one function that ``torch.compile`` has made of the
         conditions, their Jacobian and the linear solve. Worth it where the conditions live on: on a layer, or
@@ -95,6 +102,8 @@ class Settings:
     progress: bool = False
     return_info: bool = False
     compile: bool = False
+    n_starts: int = 1
+    warm_start: tuple[Any, SolveInfo] | None = None
 
     @property
     def limits(self) -> Limits:
@@ -113,6 +122,8 @@ class Settings:
             raise ConditionsError(
                 f"adjoint={self.adjoint!r}: accepted is an instance from inv.adjoints, such as Implicit()."
             )
+        if not isinstance(self.n_starts, int) or isinstance(self.n_starts, bool) or self.n_starts < 1:
+            raise ConditionsError(f"n_starts={self.n_starts!r}: accepted is an integer >= 1.")
         check_batch(self.batch, self.limits)
         if not isinstance(self.event_dims, int) or self.event_dims < 0:
             check_event_dims(self.event_dims)
@@ -138,6 +149,7 @@ def solve_implicitly(
     captured: tuple[Tensor, ...] | None = None,
     jacobian: Callable[..., Tensor] | None = None,
     measurable: bool = True,
+    warm: Tensor | None = None,
 ) -> Solution:
     """Solve, certify, polish, attach.
 
@@ -158,15 +170,21 @@ def solve_implicitly(
         The user's own ∂F/∂y.
     measurable : bool
         False if F is known only by its Jacobian, so that its value says nothing.
+    warm : Tensor of bool, ``(*batch,)``, optional
+        Which samples start from an earlier solution.
     """
     if autocast_is_on():
         with without_autocast():
             return solve_implicitly(
                 conditions, arguments, forward, tensors, settings,
-                captured=captured, jacobian=jacobian, measurable=measurable,
+                captured=captured, jacobian=jacobian, measurable=measurable, warm=warm,
             )  # fmt: skip
+    adjoint, watched = settings.adjoint, torch.is_grad_enabled() or _functorch.in_forward_mode()
+    iterations = forward.iterations(tensors, repr(adjoint)) if adjoint.needs_iterations else None
+    resolve = forward.resolver(tensors, repr(adjoint)) if adjoint.needs_resolve else None
     with outside_inference_mode():
-        y, claimed, outcome = run_forward(forward, tensors)
+        record = iterations if adjoint.records_solve and watched else None
+        y, claimed, outcome = run_forward(forward, tensors, record)
     if outcome.structure is not None:  # y is a pytree, or complex: from here on one real vector per sample
         conditions = StructuredConditions(conditions, outcome.structure)
         jacobian = None if jacobian is None else StructuredJacobian(jacobian, outcome.structure)
@@ -179,7 +197,6 @@ def solve_implicitly(
     if _needs_derivative(system) or torch.is_grad_enabled():
         system = system.with_places()
     with _functorch.own_saved_tensors():
-        watched = torch.is_grad_enabled() or _functorch.in_forward_mode()  # no_grad stops no tangent
         system, residual = _certify(system, y, find=captured is None and watched)
     steps = None
     if settings.polish:
@@ -192,15 +209,17 @@ def solve_implicitly(
     else:  # nothing to measure: it holds where the solver itself has no doubts
         holds = outcome.without_doubts and all_hold(flat, torch.zeros_like(flat), settings.atol)
     if holds and not settings.return_info:
-        return Solution(_attach(system, y, None, settings, outcome), None, outcome)  # no one asked for more
+        y = _attach(system, y, None, settings, outcome, iterations, resolve)
+        return Solution(y, None, outcome)  # no one asked for more
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
     if measured is not None and not holds:
         beside = _residual_beside(system, nudged(flat, settings.rtol))
     verdict = judge(flat, measured, beside, claimed, settings.atol)
     info = _info(verdict, outcome, forward, steps, settings.adjoint.describe(system.shape, y.dtype))
+    info = replace(info, start=_origin(info.ok, outcome, warm))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    return Solution(_attach(system, y, dead, settings, outcome), info, outcome)
+    return Solution(_attach(system, y, dead, settings, outcome, iterations, resolve), info, outcome)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
@@ -249,6 +268,13 @@ def _info(
     )
 
 
+def _origin(like: Tensor, outcome: Outcome, warm: Tensor | None) -> Tensor:
+    """The number of the start that each solution comes from; -1 for an earlier solution."""
+    first = torch.zeros_like(like, dtype=torch.int64)
+    start = first if outcome.start is None else outcome.start.reshape(like.shape)
+    return start if warm is None else torch.where(_functorch.plain(warm) & (start == 0), -1, start)
+
+
 def _bury(
     system: System, y: Tensor, verdict: Verdict, info: SolveInfo, settings: Settings
 ) -> tuple[Tensor, Tensor | None]:
@@ -264,12 +290,22 @@ def _bury(
     return y, dead
 
 
-def _attach(system: System, y: Tensor, dead: Tensor | None, settings: Settings, outcome: Outcome) -> Tensor:
+def _attach(
+    system: System,
+    y: Tensor,
+    dead: Tensor | None,
+    settings: Settings,
+    outcome: Outcome,
+    iterations: Iterations | None,
+    resolve: Callable[[System, Tensor], Tensor] | None,
+) -> Tensor:
     if not _needs_derivative(system):
         return y
     factors = () if _functorch.is_active() else handed_factors(outcome.aux, system.shape.count)
     dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
-    return settings.adjoint.attach(system, y, dead, dead_value, factors)
+    if iterations is not None:
+        iterations = iterations.with_recorded(outcome.recorded)
+    return settings.adjoint.attach(system, y, dead, dead_value, factors, iterations, resolve)
 
 
 def _needs_derivative(system: System) -> bool:

@@ -152,12 +152,12 @@ def test_matrix_free(method: inv.linear.LinearSolver) -> None:
     assert reads == expected(CERTIFY, {"linear": 2}) | {"double backward": {"linear": 4}}
 
 
-def test_newton_looks_three_times_an_iteration() -> None:
-    """Was every Jacobian regular, did every residual fall, is any sample still active?"""
+def test_newton_looks_three_times_an_iteration_on_the_cpu() -> None:
+    """Was every Jacobian regular, has any sample finished, is any still active? (Once more at the end.)"""
     x = rand("cpu", 3, 2)
     info = inv.root(cubic, x.detach(), x, return_info=True)[1]
     reads = _reads(lambda: inv.root(cubic, x.detach(), x))
-    assert reads == CERTIFY | {"native": 3 * int(info.iterations.max())}
+    assert reads == CERTIFY | {"solvers": 3 * int(info.iterations.max()) + 1}
 
 
 # --- what the stream of ops does not show -------------------------------------------------------------

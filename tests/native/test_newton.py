@@ -42,7 +42,7 @@ def test_converges_quadratically() -> None:
 def test_rosenbrock(start: list[float]) -> None:
     y, info = solve(rosenbrock, torch.tensor(start))
     torch.testing.assert_close(y, torch.ones(2), rtol=1e-15, atol=0)
-    assert int(info.iterations) <= 20
+    assert int(info.iterations) <= 30
 
 
 @pytest.mark.parametrize("start", [1.5, 3.0, 10.0, -30.0])
@@ -137,7 +137,7 @@ def test_xtol_ends_earlier(xtol: float) -> None:
 def test_unknown_option_is_named() -> None:
     with pytest.raises(
         TypeError,
-        match=r"torch.newton: unknown options \['tol'\]; accepted are \['backtracks', 'maxiter', 'xtol'\]",
+        match=r"torch.newton: unknown options \['tol'\]; accepted are \['backtracks', 'check_every', 'max",
     ):
         inv.root(rosenbrock, torch.zeros(2), options={"tol": 1e-9})
 

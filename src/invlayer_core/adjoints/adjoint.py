@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from invlayer_core.conditions.system import System
 from invlayer_core.solvers.direct import Factor
+from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
 __all__ = ["Adjoint"]
 
 
 class Adjoint(ABC):
-    """The rule by which derivatives cross the solve."""
+    """The rule by which derivatives cross the solve.
+
+    Attributes
+    ----------
+    needs_iterations : bool
+        Whether it differentiates through iterations of the solver, which autograd then has to record.
+    records_solve : bool
+        Whether it is the solve itself that is to be recorded.
+    needs_resolve : bool
+        Whether it solves other systems by the solver of the forward.
+    """
+
+    needs_iterations: ClassVar[bool] = False
+    records_solve: ClassVar[bool] = False
+
+    @property
+    def needs_resolve(self) -> bool:
+        """False, unless an adjoint says otherwise."""
+        return False
 
     @abstractmethod
     def attach(
@@ -26,6 +46,8 @@ class Adjoint(ABC):
         dead: Tensor | None,
         dead_value: float,
         factors: Sequence[Factor | None] = (),
+        iterations: Iterations | None = None,
+        resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """``y`` again, now a differentiable function of ``system.theta``.
 
@@ -40,6 +62,10 @@ class Adjoint(ABC):
             0 or NaN. A zero cotangent gives zero either way.
         factors : sequence of Factor or None
             One per sample: the Jacobian near y, factorised by the forward solve; empty if it has none.
+        iterations : Iterations or None
+            Those of the forward solver, if ``needs_iterations``.
+        resolve : callable or None
+            Solves another system from a guess, by the same solver, if ``needs_resolve``.
         """
 
     def describe(self, shape: SystemShape, dtype: torch.dtype) -> str:

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.adjoints.recorded import with_derivative_of
 from invlayer_core.conditions.system import System
 
-__all__ = ["answer_for_failed", "out_of_harm"]
-
-
-def answer_for_failed(rhs: Tensor, value: float) -> Tensor:
-    """``value`` for a failed sample, or zero where nothing is asked of it."""
-    return torch.where(rhs == 0, torch.zeros_like(rhs), torch.full_like(rhs, value))
+__all__ = ["out_of_harm", "recorded_out_of_harm"]
 
 
 def out_of_harm(
@@ -41,6 +37,15 @@ def out_of_harm(
         if torch.equal(_functorch.plain(residual), _functorch.plain(reference)):
             tamed = trial
     return safe, tamed
+
+
+def recorded_out_of_harm(
+    system: System, y: Tensor, dead: Tensor, theta: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As :func:`out_of_harm`, for autograd to record: the derivative of a row stays with its own sample."""
+    safe, tamed = out_of_harm(system, y.detach(), dead, [tensor.detach() for tensor in theta])
+    pairs = zip(theta, tamed, strict=True)
+    return safe, tuple(with_derivative_of(own, value) if _is_inexact(own) else own for own, value in pairs)
 
 
 def _swap_rows(tensor: Tensor, dead: Tensor, good: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ differentiates y*(θ) in it by the same rule, so derivatives of every order are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final, get_args
 
@@ -34,6 +34,7 @@ from invlayer_core.linear.methods import LU, Krylov, LinearSolver, Lstsq
 from invlayer_core.linear.solve import SingularPolicy
 from invlayer_core.linear.sparse_lu import SparseLU, registered_linear_solver
 from invlayer_core.solvers.direct import Factor
+from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
 __all__ = ["Implicit"]
@@ -126,6 +127,8 @@ class Implicit(Adjoint):
         dead: Tensor | None,
         dead_value: float,
         factors: Sequence[Factor | None] = (),
+        iterations: Iterations | None = None,
+        resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)

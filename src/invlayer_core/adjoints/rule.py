@@ -15,8 +15,10 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.adjoints.compiled import pull_back_compiled
-from invlayer_core.adjoints.failed import answer_for_failed, out_of_harm
+from invlayer_core.adjoints.failed import out_of_harm
+from invlayer_core.adjoints.recorded import answer_for_failed
 from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
+from invlayer_core.conditions.stationarity import StationarityConditions
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import PerformanceWarning, warn_user
 from invlayer_core.jacobians.linearize import Linearization, linearize
@@ -137,6 +139,10 @@ class ImplicitRule:
             y, theta = out_of_harm(self.system, y, dead, theta)
         return linearize(self.system, y, theta, wanted, create_graph=create_graph)
 
+    def solve(self, linearization: Linearization, blocks: Tensor, rhs: Tensor) -> Tensor:
+        """x with ``blocks x = rhs``, singular samples answered by the policy."""
+        return self._solve(linearization, blocks, rhs, None, transpose=False)[0]
+
     def _solve(
         self,
         linearization: Linearization,
@@ -210,7 +216,12 @@ class ImplicitRule:
 
         flat = y.reshape(shape.count, shape.size)
         residual = self.system.residual(y, theta).detach().reshape(shape.count, -1)
-        return diagnose(blocks, flat, residual, self._noise(y, theta, blocks), jacobian_at)
+        noise = self._noise(y, theta, blocks)
+        return diagnose(blocks, flat, residual, noise, jacobian_at, aligned=not self._is_least_squares)
+
+    @property
+    def _is_least_squares(self) -> bool:
+        return isinstance(self.system.function, StationarityConditions) and self.system.function.is_squares
 
     def _noise(self, y: Tensor, theta: Sequence[Tensor], blocks: Tensor) -> Tensor:
         """The rounding error of F(y, θ): a few units in the last place of each term that enters it.
@@ -225,7 +236,10 @@ class ImplicitRule:
             linearize(self.system, y, theta, floating).pushforward(tangents).reshape(blocks.shape[0], -1)
         )
         of_y = (blocks @ _uneven(flat).unsqueeze(-1)).squeeze(-1)
-        return 4.0 * torch.finfo(y.dtype).eps * (of_theta.detach().abs() + of_y.abs())
+        eps = 4.0 * torch.finfo(y.dtype).eps
+        if self._is_least_squares:
+            return eps * (of_theta.detach() + of_y)
+        return eps * (of_theta.detach().abs() + of_y.abs())
 
 
 def pull_at_once(

@@ -103,6 +103,11 @@ class StationarityConditions:
         return getattr(self.objective, "function", self.objective)
 
     @property
+    def is_squares(self) -> bool:
+        """Whether f is ½‖r‖², so that F = Jᵀr."""
+        return isinstance(self.objective, HalfSquares)
+
+    @property
     def parts(self) -> Mapping[str, Callable[..., Tensor]]:
         """What a solver of such problems may ask for, beside F."""
         parts: dict[str, Callable[..., Tensor]] = {"objective": self.objective}

@@ -77,6 +77,11 @@ class System:
         """Whether the modules of F now hold other tensors than when the solution was certified."""
         return any(place.read() is not tensor for place, tensor in self.places)
 
+    @property
+    def needs_care(self) -> bool:
+        """Whether F cannot simply be called: it captures tensors for which others are to stand."""
+        return bool(self.captured) or self.has_moved
+
     def residual(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
         """F(y, θ) in the user's own shapes."""
         return self._call(self.function, y, theta, reads_all=self.reads_all)
@@ -101,7 +106,7 @@ class System:
         self, function: Callable[..., Tensor], y: Tensor, theta: Sequence[Tensor], *, reads_all: bool = False
     ) -> Tensor:
         args = self.arguments.unflatten(theta)
-        if not self.captured and not self.has_moved:
+        if not self.needs_care:
             return function(y, *args)
         stand_ins = theta[len(self.arguments.tensors) :]
         with Substitution(self.captured, stand_ins, self.places) as substitution:

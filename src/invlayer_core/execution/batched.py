@@ -22,9 +22,14 @@ __all__ = ["run_batched"]
 
 
 def run_batched(
-    solver: Solver, problem: BatchProblem | BatchQuadraticProblem, y0: Tensor, options: Mapping[str, Any]
+    solver: Solver,
+    problem: BatchProblem | BatchQuadraticProblem,
+    y0: Tensor,
+    options: Mapping[str, Any],
+    *,
+    recorded: bool = False,
 ) -> Outcome:
-    """One call of ``solve`` for all samples.
+    """One call of ``solve`` for all samples; ``recorded`` keeps its result on the graph, too.
 
     An exception fails the whole batch: nothing tells which sample it came from.
     """
@@ -50,6 +55,7 @@ def run_batched(
         iterations=torch.as_tensor(result.iterations, device=y0.device).reshape(-1).expand(count).long(),
         message=messages_of(result, count),
         aux=(result.aux,),
+        recorded=result.y.to(y0) if recorded else None,
     )
 
 

@@ -16,14 +16,17 @@ import torch
 from torch import Size, Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, UnsupportedTransformError
 from invlayer_core.execution.outcome import Outcome
+from invlayer_core.execution.recorded import RecordedIterations, not_recordable
 from invlayer_core.inputs import NumpyFunction
 from invlayer_core.leaves import EventDims
+from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments, SystemShape
 from invlayer_core.structured import Structure, matches
 
-__all__ = ["CallableForward", "Forward", "run_forward"]
+__all__ = ["CallableForward", "Forward", "Slices", "run_forward"]
 
 
 class Forward(ABC):
@@ -46,6 +49,29 @@ class Forward(ABC):
     @abstractmethod
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         """The solution in its full shape, and the outcome of every sample."""
+
+    def iterations(self, tensors: Sequence[Tensor], called: str) -> Iterations:
+        """The iterations of the solver, for the adjoint ``called`` so to record them.
+
+        Raises
+        ------
+        ConditionsError
+            If they cannot be recorded.
+        """
+        raise not_recordable(called, self.name)
+
+    def resolver(self, tensors: Sequence[Tensor], called: str) -> Callable[[System, Tensor], Tensor]:
+        """A function ``(system, start) -> y`` that solves other systems by the same solver.
+
+        Raises
+        ------
+        ConditionsError
+            If the solver knows no other system than its own.
+        """
+        raise ConditionsError(
+            f"adjoint={called} came with {self.name!r}, a function of your own, which cannot be given "
+            "another objective. Accepted is a registered solver, by its name; or resolve=False."
+        )
 
     @abstractmethod
     def mapped(self, size: int, dims: Sequence[int | None]) -> Forward:
@@ -102,14 +128,14 @@ class CallableForward(Forward):
         y = structure.pack(self.name, result).detach()
         return y, Outcome.without_claims(y, y.shape[:-1], aux, structure)
 
-    def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:
-        return _Slices(self, size, tuple(dims))
+    def mapped(self, size: int, dims: Sequence[int | None]) -> Slices:
+        return Slices(self, size, tuple(dims))
 
 
 @final
 @dataclass(frozen=True)
-class _Slices(Forward):
-    """A user's function called once per slice of a mapped dimension: its batch rule is not ours to guess."""
+class Slices(Forward):
+    """A forward that is run once per slice of a mapped dimension: its batch rule is not ours to guess."""
 
     inner: Forward
     size: int
@@ -130,7 +156,7 @@ class _Slices(Forward):
     @property
     def expected(self) -> Size | None:
         """The shape of y, if it is known before the solve: from y0, the first of the tensors."""
-        inner = self.inner.expected if isinstance(self.inner, (CallableForward, _Slices)) else None
+        inner = getattr(self.inner, "expected", None)
         return None if inner is None else Size((self.size, *inner))
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
@@ -148,8 +174,12 @@ class _Slices(Forward):
             status=torch.stack([outcome.status for outcome in outcomes]),
             iterations=torch.stack([outcome.iterations for outcome in outcomes]),
             message=tuple(message for outcome in outcomes for message in outcome.message),
+            cause=next((outcome.cause for outcome in outcomes if outcome.cause is not None), None),
             aux=tuple(aux for outcome in outcomes for aux in outcome.aux),
             structure=_same_structure(self.name, outcomes),
+            how=outcomes[0].how,
+            why=outcomes[0].why,
+            start=_stacked([outcome.start for outcome in outcomes]),
         )
         return torch.stack([y for y, _ in runs]), joined
 
@@ -162,8 +192,13 @@ class _Slices(Forward):
         y = tensors[0].new_empty(self.expected)
         return y, Outcome.without_claims(y, SystemShape.of(y, self.event_dims).batch, ())
 
-    def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:
-        return _Slices(self, size, tuple(dims))
+    def mapped(self, size: int, dims: Sequence[int | None]) -> Slices:
+        return Slices(self, size, tuple(dims))
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    given = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(given) if given else None
 
 
 def _same_structure(name: str, outcomes: Sequence[Outcome]) -> Structure | None:
@@ -211,8 +246,17 @@ class _OpaqueSolve(torch.autograd.Function):
         return _OpaqueSolve.apply(mapped, record, *tensors), (0, 0)
 
 
-def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Outcome]:
+def run_forward(
+    forward: Forward, tensors: Sequence[Tensor], iterations: Iterations | None = None
+) -> tuple[Tensor, Tensor | None, Outcome]:
     """Solve, whatever transform is running.
+
+    Parameters
+    ----------
+    forward : Forward
+    tensors : sequence of Tensor
+    iterations : Iterations, optional
+        Of ``forward``: the solve is to run by them, on the graph.
 
     Returns
     -------
@@ -223,6 +267,9 @@ def run_forward(forward: Forward, tensors: Sequence[Tensor]) -> tuple[Tensor, Te
     outcome : Outcome
         Of the whole (folded) batch, plain.
     """
+    if isinstance(iterations, RecordedIterations):
+        y, outcome = iterations.run()
+        return y, outcome.status.reshape(SystemShape.of(y, forward.event_dims).batch), outcome
     detached = [tensor.detach() for tensor in tensors]
     if not _functorch.is_active():
         with torch.no_grad(), _functorch.own_saved_tensors():

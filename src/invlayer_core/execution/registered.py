@@ -13,12 +13,14 @@ from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.batched import run_batched
-from invlayer_core.execution.forward import Forward
+from invlayer_core.execution.forward import Forward, run_forward
 from invlayer_core.execution.limits import Limits
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.plan import BatchMode, run_workload
+from invlayer_core.execution.recorded import RecordedIterations, not_recordable
 from invlayer_core.execution.workload import Derivatives, Workload
 from invlayer_core.solvers.contract import Solver
+from invlayer_core.solvers.iterations import DifferentiableSolver, Iterations
 from invlayer_core.structure import Arguments
 
 __all__ = ["RegisteredForward", "mapped_system", "open_options"]
@@ -63,9 +65,10 @@ class RegisteredForward(Forward):
     def event_dims(self) -> int:  # type: ignore[override]
         return len(self.system.shape.event)
 
-    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+    def workload(self, tensors: Sequence[Tensor]) -> Workload:
+        """The batch with the tensors in place."""
         shape, split = self.system.shape, 1 + len(self.system.theta)
-        workload = Workload(
+        return Workload(
             name=self.name,
             kind=self.kind,
             solver=self.solver,
@@ -78,8 +81,25 @@ class RegisteredForward(Forward):
             limits=self.limits,
             todo=range(shape.count),
         )
+
+    def iterations(self, tensors: Sequence[Tensor], called: str) -> Iterations:
+        if not isinstance(self.solver, DifferentiableSolver):
+            raise not_recordable(called, self.name)
+        return RecordedIterations(self, self.solver, tuple(tensors))
+
+    def resolver(self, tensors: Sequence[Tensor], called: str) -> Callable[[System, Tensor], Tensor]:
+        options = tensors[1 + len(self.system.theta) :]
+
+        def resolve(system: System, start: Tensor) -> Tensor:
+            forward = replace(self, system=system)
+            return run_forward(forward, (start, *system.theta, *options))[0]
+
+        return resolve
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        shape, workload = self.system.shape, self.workload(tensors)
         if self.solver.batched:
-            (options,) = self.options.unflatten(workload.option_tensors)
+            options = workload.shared_options
             outcome = run_batched(self.solver, workload.problem(), workload.y0, options)
         else:
             self._check_option_tensors(workload.option_tensors)

@@ -171,6 +171,10 @@ class RecordedLinearization(Linearization):
             grads = torch.autograd.grad(
                 self.value, inputs, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
             )
+            moving = [(g, d) for g, d in zip(grads, given, strict=True) if g.requires_grad]
+            if not moving:  # F reads none of them
+                return torch.zeros_like(self.value)
+            grads, given = zip(*moving, strict=True)
             (result,) = torch.autograd.grad(
                 grads, cotangent, given,
                 create_graph=self.create_graph, retain_graph=True, allow_unused=True, materialize_grads=True,

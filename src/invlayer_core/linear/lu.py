@@ -185,8 +185,9 @@ def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool
     recorded = torch.is_grad_enabled() and (blocks.requires_grad or rhs.requires_grad)
     if not (recorded or _functorch.in_forward_mode()) and not _functorch.is_active():
         return _Solve.forward(blocks, rhs, factors.factors, factors.pivots, transpose)
-    if _functorch.is_mapped_by_autograd(rhs):
-        # This kind of mapping drops the graph inside a custom Function without a word.
+    if _functorch.is_mapped_by_autograd(rhs) or _functorch.forward_mode_depth() >= 2:
+        # Autograd's own mapping drops the graph inside a custom Function, and nested forward mode its
+        # tangents, both without a word.
         return solve_recorded(blocks.mT if transpose else blocks, rhs)
     result: Tensor = _Solve.apply(blocks, rhs, factors.factors, factors.pivots, transpose)
     return result

@@ -98,6 +98,8 @@ def diagnose(
     residual: Tensor,
     noise: Tensor,
     jacobian_at: Callable[[Tensor], Tensor],
+    *,
+    aligned: bool = True,
 ) -> Diagnosis:
     """Examine square blocks ``(B, n, n)`` at ``y`` ``(B, n)``.
 
@@ -108,6 +110,9 @@ def diagnose(
         F(y): how far the solver stopped from the root.
     noise : Tensor of shape ``(B, n)``
         The rounding error of evaluating F there.
+    aligned : bool
+        Whether the errors of the equations are independent, so that they may come together in the worst way.
+        Those of Jᵀr are Jᵀ times the errors of r, and do not.
     jacobian_at : callable
         ``(B, n) -> (B, n, n)``.
     """
@@ -121,7 +126,9 @@ def diagnose(
         balanced = vh.mT @ ((u.mT @ (rows * values.unsqueeze(-1))) / s.unsqueeze(-1))
         return (columns.mT * balanced).squeeze(-1)
 
-    worst_noise = step(noise.abs() * torch.where(u[..., -1] < 0, -1.0, 1.0).to(noise))
+    if aligned:
+        noise = noise.abs() * torch.where(u[..., -1] < 0, -1.0, 1.0).to(noise)
+    worst_noise = step(noise)
     change = torch.zeros_like(s[..., 0])
     for delta in (-2.0 * step(residual), worst_noise, -worst_noise):
         moved = jacobian_at(y + torch.nan_to_num(delta, nan=0.0, posinf=0.0, neginf=0.0))

@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from invlayer_core.linear.lu import lu_factor, lu_solve
-from invlayer_core.solvers.contract import BatchProblem, Solver, SolverResult
+from invlayer_core.linear.lu import LUFactors, lu_factor, lu_solve
+from invlayer_core.native import iterative
+from invlayer_core.native.iterative import IterativeSolver, pick, shortened
+from invlayer_core.solvers.contract import BatchProblem
+from invlayer_core.solvers.iterations import may_have
 
 __all__ = ["Newton"]
+
+_PATIENCE = 10  # further evaluations without progress, after as many as a line search may take
+_PROGRESS = 0.99
 
 
 @final
 @dataclass(frozen=True)
-class _Options:
+class _Options(iterative.Options):
     """``options=`` of ``torch.newton``.
 
-    maxiter : most Newton steps. xtol : a sample has converged once its step is shorter than
-    ``xtol * max|y|``; as the error is then about the square of it, the default is eps^0.55.
-    backtracks : how often a step may be halved.
+    maxiter : most evaluations of F and J, each of which gives one step or shortens one. xtol : a sample has
+    converged once its step is shorter than ``xtol * max|y|``; as the error is then about the square of it,
+    the default is eps^0.55. backtracks : how often a step may be shortened.
     """
 
-    maxiter: int = 100
     xtol: float | None = None
     backtracks: int = 10
 
 
 @final
-class Newton(Solver):
+@dataclass(frozen=True)
+class _State(iterative.State):
+    """The last point that was accepted, ``y``, and the next to try: ``y − scale · step``."""
+
+    trial: Tensor
+    step: Tensor
+    scale: Tensor
+    size: Tensor  # ‖F(y)‖
+    shortened: Tensor
+    best: Tensor  # the smallest ‖F‖ so far
+    waiting: Tensor  # evaluations since it fell
+
+
+@final
+class Newton(IterativeSolver):
     """Batched Newton–Raphson with backtracking on ‖F‖, and a Levenberg–Marquardt step where J fails.
 
-    Every sample follows its own path: what one does never changes another's.
+    Every iteration is one evaluation of F and J for all samples: a sample whose trial point is no better than
+    the last one shortens its step, the others take a new one. A sample that makes no progress gives up.
 
     References
     ----------
@@ -42,72 +62,83 @@ class Newton(Solver):
     algorithms 6.1.3 and 6.5.1.
     """
 
-    batched = True
+    name: ClassVar[str] = "torch.newton"
+    Options: ClassVar[type[iterative.Options]] = _Options
 
-    def solve(self, problem: BatchProblem, y0: Tensor, options: Mapping[str, Any]) -> SolverResult:
-        settings = _read_options(options)
-        xtol = torch.finfo(y0.dtype).eps ** 0.55 if settings.xtol is None else settings.xtol
-        y, residual = y0, problem.residual(y0)
-        active = torch.ones(y.shape[0], dtype=torch.bool, device=y.device)
-        converged = torch.zeros_like(active)
-        iterations = torch.zeros(y.shape[0], dtype=torch.int64, device=y.device)
-        for _ in range(settings.maxiter):
-            step, regular = _step(problem.jacobian(y), residual)
-            y, residual = _line_search(problem, y, residual, step, active, settings.backtracks)
-            small = step.abs().amax(-1) <= xtol * y.abs().amax(-1)
-            iterations += active
-            converged |= active & ((small & regular) | (residual == 0).all(-1))
-            active &= ~converged & y.isfinite().all(-1)
-            if not bool(active.any()):
-                break
-        return SolverResult(y=y, success=converged, iterations=iterations, message=_message(settings))
+    def start(self, problem: BatchProblem, y0: Tensor, options: _Options) -> _State:
+        none = torch.zeros(y0.shape[0], dtype=torch.bool, device=y0.device)
+        count, far = none.long(), torch.full_like(y0[:, 0], torch.inf)
+        step, scale = torch.zeros_like(y0), torch.ones_like(far)
+        return _State(y0, none, none, y0, step, scale, far, count, far, count)
+
+    def step(self, problem: BatchProblem, state: _State, options: _Options) -> _State:
+        residual, blocks = problem.linearized(state.trial)
+        size = residual.detach().norm(dim=-1)
+        finite = size.isfinite()
+        # Near the solution rounding decides whether ‖F‖ falls: a step that does not raise it is good.
+        fallen = size <= state.size * (1 + 4 * torch.finfo(size.dtype).eps)
+        accepted = finite & (fallen | (state.shortened >= options.backtracks))
+        new, regular = _newton_step(blocks, residual)
+        step = pick(accepted, new, state.step)
+        y = pick(accepted, state.trial, state.y)
+        scale = torch.where(accepted, 1.0, shortened(state.scale, state.size, size))
+        small = step.detach().abs().amax(-1) <= self._xtol(options, y) * y.detach().abs().amax(-1)
+        converged = accepted & ((small & regular) | (size == 0))
+        progress = size < _PROGRESS * state.best
+        waiting = torch.where(progress, 0, state.waiting + 1)
+        # Nowhere to go: F is not finite where the sample starts, or wherever its step leads.
+        lost = ~finite & ((state.size == torch.inf) | (state.shortened >= options.backtracks))
+        failed = ~converged & (lost | (waiting > options.backtracks + _PATIENCE))
+        trial = pick(failed, y, y - scale.unsqueeze(-1) * step)
+        return _State(
+            y=y,
+            converged=converged,
+            failed=failed,
+            trial=trial,
+            step=step,
+            scale=scale,
+            size=torch.where(accepted, size, state.size),
+            shortened=torch.where(accepted, 0, state.shortened + 1),
+            best=torch.where(progress, size, state.best),
+            waiting=waiting,
+        )
+
+    def finish(self, state: _State) -> Tensor:
+        return pick(state.trial.isfinite().all(-1), state.trial, state.y)
+
+    def near(self, options: _Options) -> _Options:
+        return dataclasses.replace(options, backtracks=0)
+
+    def _xtol(self, options: _Options, y: Tensor) -> float:
+        return torch.finfo(y.dtype).eps ** 0.55 if options.xtol is None else options.xtol
 
 
-def _read_options(options: Mapping[str, Any]) -> _Options:
-    try:
-        return _Options(**options)
-    except TypeError:
-        unknown = sorted(set(options) - set(_Options.__dataclass_fields__))
-        raise TypeError(
-            f"torch.newton: unknown options {unknown}; accepted are {sorted(_Options.__dataclass_fields__)}."
-        ) from None
-
-
-def _message(settings: _Options) -> str:
-    return f"torch.newton with maxiter={settings.maxiter}."
-
-
-def _step(blocks: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+def _newton_step(blocks: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     """J⁻¹F where that is finite, else a damped least-squares step; and where it was regular."""
-    step = lu_solve(blocks, residual, lu_factor(blocks))
-    regular = step.isfinite().all(-1)
-    if not bool(regular.all()):
-        step = torch.where(regular.unsqueeze(-1), step, _damped_step(blocks, residual))
+    factors = lu_factor(blocks.detach())
+    step = lu_solve(blocks, residual, factors)
+    regular = step.detach().isfinite().all(-1)
+    if may_have(~regular):
+        identity = torch.diag_embed(torch.ones_like(residual))
+        in_place = torch.arange(1, blocks.shape[-1] + 1, dtype=factors.pivots.dtype, device=blocks.device)
+        keep = regular.unsqueeze(-1)
+        # Solved again without the others: the derivative of where(mask, finite, infinite) is NaN.
+        safe = LUFactors(
+            torch.where(keep.unsqueeze(-1), factors.factors, identity),
+            torch.where(keep, factors.pivots, in_place),
+            factors.info,
+        )
+        step = lu_solve(torch.where(keep.unsqueeze(-1), blocks, identity), residual, safe)
+        damped = _damped_step(torch.where(keep.unsqueeze(-1), identity, blocks), residual)
+        step = torch.where(keep, step, damped)
     return step, regular
 
 
 def _damped_step(blocks: Tensor, residual: Tensor) -> Tensor:
     """(JᵀJ + μI)⁻¹Jᵀ F with μ = ‖F‖‖J‖: between Gauss–Newton and steepest descent."""
     blocks, residual = torch.nan_to_num(blocks), torch.nan_to_num(residual)
-    damping = residual.norm(dim=-1) * torch.linalg.matrix_norm(blocks) + torch.finfo(blocks.dtype).tiny ** 0.5
-    identity = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+    damping = residual.detach().norm(dim=-1) * torch.linalg.matrix_norm(blocks.detach())
+    damping = damping + torch.finfo(blocks.dtype).tiny ** 0.5
+    identity = torch.diag_embed(torch.ones_like(residual))
     gram = blocks.mT @ blocks + damping[:, None, None] * identity
-    return lu_solve(gram, (blocks.mT @ residual.unsqueeze(-1)).squeeze(-1), lu_factor(gram))
-
-
-def _line_search(
-    problem: BatchProblem, y: Tensor, residual: Tensor, step: Tensor, active: Tensor, backtracks: int
-) -> tuple[Tensor, Tensor]:
-    """Halve each sample's step until ‖F‖ falls; the last try is taken as it is. Returns y and F(y)."""
-    before = residual.norm(dim=-1)
-    scale = active.to(y.dtype)
-    for attempt in range(backtracks + 1):
-        moved = y - scale.unsqueeze(-1) * step
-        new = problem.residual(moved)
-        # Near the solution rounding decides whether ‖F‖ falls: a step that does not raise it is good.
-        worse = active & ~(new.norm(dim=-1) <= before * (1 + 4 * torch.finfo(y.dtype).eps)) & (before > 0)
-        if attempt == backtracks or not bool(worse.any()):
-            break
-        scale = torch.where(worse, scale / 2, scale)
-    keep = active.unsqueeze(-1) & moved.isfinite() & new.isfinite().all(-1, keepdim=True)
-    return torch.where(keep, moved, y), torch.where(keep, new, residual)
+    return lu_solve(gram, (blocks.mT @ residual.unsqueeze(-1)).squeeze(-1), lu_factor(gram.detach()))

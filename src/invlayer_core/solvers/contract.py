@@ -105,6 +105,17 @@ class Solver(ABC):
         """Whether ``solve`` with these options asks for J, besides F: it then gains more from lockstep."""
         return False
 
+    def takes_turns(self, options: Mapping[str, Any]) -> bool:
+        """Whether one solve may wait inside F while another runs, as in lockstep.
+
+        Not so where the library holds a lock while it calls F: the others would wait for it for ever.
+        """
+        return True
+
+    def renews_jacobian(self, options: Mapping[str, Any]) -> bool:
+        """Whether a ``solve`` that takes J asks for it again on its way, and not only at its start."""
+        return True
+
     def is_stackable(self, options: Mapping[str, Any]) -> bool:
         """Whether a batch may be given to a per-sample ``solve`` as one system of B·n unknowns.
 

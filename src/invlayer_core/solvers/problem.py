@@ -141,6 +141,8 @@ class BatchProblem(Problem):
         ``(B, n) -> (B, n)`` and ``(B, n) -> (B, n, n)``; both run without recording gradients.
     second_derivative_function : callable, optional
         ``(B, 1) -> (B, 1)``.
+    linearized_function : callable, optional
+        F or a part, by name, with its Jacobian, from one evaluation.
     """
 
     kind: str
@@ -150,9 +152,18 @@ class BatchProblem(Problem):
     jacobian_function: Callable[[Tensor], Tensor]
     second_derivative_function: Callable[[Tensor], Tensor] | None = None
     parts: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    linearized_function: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def residual(self, y: Tensor) -> Tensor:
         return self.residual_function(y)
+
+    def linearized(self, y: Tensor, part: str = "residual") -> tuple[Tensor, Tensor]:
+        """F(y) and ∂F/∂y, or a part and its Jacobian, from one evaluation."""
+        if self.linearized_function is not None:
+            return self.linearized_function(part, y)
+        if part == "residual":
+            return self.residual(y), self.jacobian(y)
+        return self.part(part, y), self.part(f"{part}_jacobian", y)
 
     def jacobian(self, y: Tensor) -> Tensor:
         return self.jacobian_function(y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from invlayer_core.functional.batch_jacobian import batch_jacobian
 from invlayer_core.solvers import BatchProblem, Problem, SampleProblem
-from invlayer_core.testing.zoo import Case
+from invlayer_core.testing.zoo import Case, HalfSquare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,11 +28,7 @@ def pose(case: Case, kind: str, *, batched: bool) -> list[tuple[Problem, Any]]:
 
 def batch_problem(case: Case, kind: str) -> BatchProblem:
     """A case of shape ``(B, n)`` for a batched solver."""
-    posed = case.posed(kind)
-    subtrahend = 1.0 if kind == "fixed_point" else 0.0  # F(y) = T(y) − y
-
-    def function(y: Tensor) -> Tensor:
-        return posed(y, *case.args) - subtrahend * y
+    function, parts = _conditions(case, kind)
 
     def residual(y: Tensor) -> Tensor:
         with torch.no_grad():
@@ -45,7 +42,50 @@ def batch_problem(case: Case, kind: str) -> BatchProblem:
         residual,
         lambda y: batch_jacobian(function, y.detach()),
         lambda y: _second_derivative(function, y),
+        parts,
     )
+
+
+def _conditions(
+    case: Case, kind: str
+) -> tuple[Callable[[Tensor], Tensor], dict[str, Callable[[Tensor], Tensor]]]:
+    """F, and what the kind has beside it."""
+    posed = case.posed(kind)
+    if kind == "root":
+        return (lambda y: posed(y, *case.args)), {}
+    if kind == "fixed_point":
+        return (lambda y: posed(y, *case.args) - y), {}
+    objective = posed if kind == "minimize" else HalfSquare(posed)
+    parts: dict[str, Callable[..., Tensor]] = {"objective": objective}
+    if kind == "least_squares":
+        parts["residuals"] = posed
+    named: dict[str, Callable[[Tensor], Tensor]] = {}
+    for name, part in parts.items():
+        named[name] = partial(_value, part, case)
+        named[f"{name}_jacobian"] = partial(_row if name == "objective" else _jacobian, part, case)
+    return partial(_gradient, objective, case), named
+
+
+def _value(part: Callable[..., Tensor], case: Case, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return part(y, *case.args)
+
+
+def _jacobian(part: Callable[..., Tensor], case: Case, y: Tensor) -> Tensor:
+    return batch_jacobian(lambda point: part(point, *case.args), y.detach())
+
+
+def _row(objective: Callable[..., Tensor], case: Case, y: Tensor) -> Tensor:
+    """The Jacobian of an objective, which is one equation: ``(B, 1, n)``."""
+    return _gradient(objective, case, y.detach()).unsqueeze(-2)
+
+
+def _gradient(objective: Callable[..., Tensor], case: Case, y: Tensor) -> Tensor:
+    recorded = torch.is_grad_enabled() and y.requires_grad
+    with torch.enable_grad():
+        point = y if recorded else y.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(objective(point, *case.args).sum(), point, create_graph=recorded)
+    return slope
 
 
 def _second_derivative(function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
@@ -68,6 +108,7 @@ def sample_problem(case: Case, kind: str, index: int) -> SampleProblem:
         of_vector(problem.residual),
         of_vector(problem.jacobian),
         of_vector(problem.second_derivative),
+        {name: of_vector(part) for name, part in problem.parts.items()},
     )
 
 

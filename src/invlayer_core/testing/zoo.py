@@ -1,7 +1,8 @@
 """The kit's problems: small regular systems ``F(y, *args)`` = 0, seeded, each to be posed as every kind.
 
 The Jacobian of every regular system is well conditioned between the start and the solution. The map
-T(y) = y − r F(y) contracts there, so that a solver which only iterates T gets to the solution too.
+T(y) = y − r F(y) contracts there, so that a solver which only iterates T gets to the solution too. As least
+squares F are the residuals, and what is minimised is ½‖F‖², or a potential of F where there is one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "KINDS",
     "Case",
+    "HalfSquare",
     "Relaxed",
     "coupled_cubic",
     "linear",
@@ -25,7 +27,7 @@ __all__ = [
     "transcendental",
 ]
 
-KINDS: Final = ("root", "fixed_point")
+KINDS: Final = ("root", "fixed_point", "minimize", "least_squares")
 """The problem kinds that the zoo can be posed as."""
 
 
@@ -39,6 +41,17 @@ class Relaxed:
 
     def __call__(self, y: Tensor, *args: Tensor) -> Tensor:
         return y - self.relaxation * self.function(y, *args)
+
+
+@final
+@dataclass(frozen=True)
+class HalfSquare:
+    """½‖``F(y, *args)``‖², which is least at the roots of F."""
+
+    function: Callable[..., Tensor]
+
+    def __call__(self, y: Tensor, *args: Tensor) -> Tensor:
+        return 0.5 * self.function(y, *args).square().sum(-1)
 
 
 @final
@@ -59,6 +72,8 @@ class Case:
     exact : bool
         Whether F is sums and products of single elements: its rounding, and that of its derivatives, is
         then the same wherever in a batch a system stands, and results can be compared bit for bit.
+    potential : callable or None
+        f, ``(*batch, n) -> (*batch,)``, with ∇f = F.
     bracket : pair of float
         Where F of a system with one unknown (:meth:`scalar`) changes its sign.
     """
@@ -70,10 +85,19 @@ class Case:
     relaxation: float
     exact: bool
     bracket: tuple[float, float] = (-9.0, 9.0)
+    potential: Callable[..., Tensor] | None = None
 
     def posed(self, kind: str) -> Callable[..., Tensor]:
-        """F for ``"root"``, T for ``"fixed_point"``."""
-        return self.function if kind == "root" else Relaxed(self.function, self.relaxation)
+        """F for ``"root"`` and ``"least_squares"``, T for ``"fixed_point"``, f for ``"minimize"``."""
+        if kind == "fixed_point":
+            return Relaxed(self.function, self.relaxation)
+        if kind == "minimize":
+            return self.potential or HalfSquare(self.function)
+        return self.function
+
+    def is_exact(self, kind: str) -> bool:
+        """Whether rounding is the same wherever a system stands; an objective is a sum over its unknowns."""
+        return self.exact and kind in ("root", "fixed_point")
 
     def select(self, index: Any) -> Case:
         """The systems at ``index`` of the batch, in that order."""
@@ -118,21 +142,35 @@ def _linear(y: Tensor, b: Tensor, A: Tensor) -> Tensor:
 def quadratic(batch: tuple[int, ...] = (3,), size: int = 2) -> Case:
     """y² + 2y = b, element by element; two roots each, −1 ± √(1 + b)."""
     b = _uniform((*batch, size), 0.5, 2.0, seed=2)
-    return Case("quadratic", _quadratic, torch.ones_like(b), (b,), 0.25, exact=True, bracket=(-1.0, 3.0))
+    return Case(
+        "quadratic", _quadratic, torch.ones_like(b), (b,), 0.25, exact=True, bracket=(-1.0, 3.0),
+        potential=_potential_of_quadratic,
+    )  # fmt: skip
 
 
 def _quadratic(y: Tensor, b: Tensor) -> Tensor:
     return y * y + 2 * y - b
 
 
+def _potential_of_quadratic(y: Tensor, b: Tensor) -> Tensor:
+    return (y**3 / 3 + y * y - b * y).sum(-1)
+
+
 def square(batch: tuple[int, ...] = (4,), size: int = 2) -> Case:
     """y² = b, element by element; without a root where b < 0."""
     b = _uniform((*batch, size), 0.5, 2.0, seed=3)
-    return Case("square", _square, torch.ones_like(b), (b,), 0.25, exact=True, bracket=(0.0, 3.0))
+    return Case(
+        "square", _square, torch.ones_like(b), (b,), 0.25, exact=True, bracket=(0.0, 3.0),
+        potential=_potential_of_square,
+    )  # fmt: skip
 
 
 def _square(y: Tensor, b: Tensor) -> Tensor:
     return y * y - b
+
+
+def _potential_of_square(y: Tensor, b: Tensor) -> Tensor:
+    return (y**3 / 3 - b * y).sum(-1)
 
 
 def coupled_cubic(batch: tuple[int, ...] = (3,), size: int = 4) -> Case:

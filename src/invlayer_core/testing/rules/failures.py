@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -60,6 +60,7 @@ class _Interrupted(Solver):
                 residual_function=_raising(problem.residual_function, calls),
                 jacobian_function=_raising(problem.jacobian_function, calls),
                 second_derivative_function=_raising(problem.second_derivative, calls),
+                parts={name: _raising(part, calls) for name, part in problem.parts.items()},
             )
         return self.solver.solve(problem, y0, options)
 
@@ -76,19 +77,22 @@ def _raising(function: Callable[[Any], Any], calls: list[int]) -> Callable[[Any]
 
 @rule
 def no_root(subject: Subject) -> str:
-    """A sample without a root is never CONVERGED, and changes no other."""
-    return _spoiled(subject, -2.5, "a sample without a root")
+    """A sample without a root, or without a minimum, is never CONVERGED, and changes no other."""
+    kinds = [kind for kind in subject.kinds if kind != "least_squares"]
+    if not kinds:
+        raise NotApplicable("every sum of squares has a least value, or comes near one")
+    return _spoiled(subject, kinds, -2.5, "a sample without a root")
 
 
 @rule
 def nan_args(subject: Subject) -> str:
     """NaN in the args of one sample fails that sample, and changes no other."""
-    return _spoiled(subject, torch.nan, "NaN in the args of a sample")
+    return _spoiled(subject, subject.kinds, torch.nan, "NaN in the args of a sample")
 
 
-def _spoiled(subject: Subject, shift: float, what: str) -> str:
+def _spoiled(subject: Subject, kinds: Sequence[str], shift: float, what: str) -> str:
     found = []
-    for kind in subject.kinds:
+    for kind in kinds:
         case = subject.suited(square())
         healthy, _ = subject.solve(case, kind)
         spoiled = case.shifted(shift, _BAD)

@@ -9,11 +9,12 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import torch
 
-from invlayer_core.layers import FixedPointLayer, RootLayer
+from invlayer_core.layers import FixedPointLayer, LeastSquaresLayer, MinimizeLayer, RootLayer
 from invlayer_core.solvers import Solver
 from invlayer_core.testing.oracles import same
 from invlayer_core.testing.problems import pose
@@ -143,8 +144,18 @@ def pickling(subject: Subject) -> str:
     return "solver and layer, by pickle and deepcopy, give bitwise the same result"
 
 
-def _layer(subject: Subject, case: Case, kind: str) -> RootLayer | FixedPointLayer:
-    layer = RootLayer if kind == "root" else FixedPointLayer
+_LAYERS: Final[Mapping[str, Callable[..., torch.nn.Module]]] = MappingProxyType(
+    {
+        "root": RootLayer,
+        "fixed_point": FixedPointLayer,
+        "minimize": MinimizeLayer,
+        "least_squares": LeastSquaresLayer,
+    }
+)
+
+
+def _layer(subject: Subject, case: Case, kind: str) -> torch.nn.Module:
+    layer = _LAYERS[kind]
     tolerance = subject.tolerance
     return layer(
         case.posed(kind),

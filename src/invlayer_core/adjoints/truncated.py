@@ -1,0 +1,85 @@
+"""Derivatives through the last k iterations of the solver, from the solution on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from invlayer_core import _functorch
+from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.adjoints.failed import recorded_out_of_harm
+from invlayer_core.adjoints.implicit import Implicit
+from invlayer_core.adjoints.recorded import with_derivative_of
+from invlayer_core.conditions.system import System
+from invlayer_core.errors import ConditionsError
+from invlayer_core.solvers.direct import Factor
+from invlayer_core.solvers.iterations import Iterations
+
+__all__ = ["Truncated"]
+
+
+@final
+@dataclass(frozen=True)
+class Truncated(Adjoint):
+    """Derivatives through ``steps`` further iterations of the solver, from y* as a constant.
+
+    The value is y* itself. As many iterations as are recorded, so much of the derivative is there: after k
+    steps of a method that gains a factor ρ each, dy/dθ is off by about ρᵏ; Newton's method has all of it
+    after one. Derivatives of higher order are those of the recorded steps. Memory grows with k alone.
+
+    Needs a solver written in differentiable torch, such as ``torch.newton``.
+
+    Parameters
+    ----------
+    steps : int
+        k, 1 or more.
+
+    Raises
+    ------
+    ConditionsError
+        If ``steps`` is not a positive integer.
+
+    References
+    ----------
+    Shaban, Cheng, Hatch & Boots, Truncated Back-propagation for Bilevel Optimization (2019). Pineda et al.,
+    Theseus: A Library for Differentiable Nonlinear Optimization (2022), section 3.3.
+
+    Examples
+    --------
+    >>> Truncated(5).steps
+    5
+    """
+
+    steps: int
+
+    needs_iterations: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise ConditionsError(
+                f"Truncated(steps={self.steps!r}): accepted is a number of iterations, 1 or more."
+            )
+
+    def attach(
+        self,
+        system: System,
+        y: Tensor,
+        dead: Tensor | None,
+        dead_value: float,
+        factors: Sequence[Factor | None] = (),
+        iterations: Iterations | None = None,
+        resolve: Callable[[System, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        assert iterations is not None
+        if dead is not None and bool(_functorch.plain(dead).all()):
+            return Implicit().attach(system, y, dead, dead_value)  # nothing to differentiate
+        point, theta = y.detach(), system.theta
+        if dead is not None:
+            point, theta = recorded_out_of_harm(system, point, dead, theta)
+        return with_derivative_of(iterations.last(system, point, theta, self.steps), y, dead, dead_value)
+
+    def describe(self, *_: object) -> str:
+        return f"none: derivatives go through {self.steps} iterations from y*"

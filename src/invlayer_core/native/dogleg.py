@@ -1,0 +1,90 @@
+"""``torch.dogleg``: Powell's dogleg for a whole batch, each sample with its own trust region."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from invlayer_core.native import iterative, least_squares
+from invlayer_core.native.least_squares import LeastSquares, State, solve_normal
+
+__all__ = ["Dogleg"]
+
+
+@final
+@dataclass(frozen=True)
+class _Options(least_squares.Options):
+    """``options=`` of ``torch.dogleg``.
+
+    Those of all least-squares solvers, and radius : the trust region at the start, times ‖D y0‖ (or 1).
+    """
+
+    radius: float = 10.0
+
+
+@final
+class Dogleg(LeastSquares):
+    """The Gauss–Newton step where it is trusted, else a way from the steepest descent towards it.
+
+    Lengths are measured as ‖D d‖ with D² = diag JᵀJ.
+
+    References
+    ----------
+    Powell, A hybrid method for nonlinear equations (1970). Nocedal & Wright, Numerical Optimization (2006),
+    algorithm 4.1 and section 4.1.
+    """
+
+    name: ClassVar[str] = "torch.dogleg"
+    Options: ClassVar[type[iterative.Options]] = _Options
+
+    def first_control(self, y: Tensor, gram: Tensor, options: _Options) -> Tensor:
+        size = (y * _lengths(gram)).norm(dim=-1)
+        return options.radius * torch.where(size > 0, size, torch.ones_like(size))
+
+    def next_control(self, state: State, gain: Tensor, accepted: Tensor, options: _Options) -> Tensor:
+        if not options.safeguard:
+            return torch.full_like(state.control, torch.inf)
+        taken = (state.step * _lengths(state.gram)).norm(dim=-1)
+        wider = torch.where(gain > 0.75, torch.maximum(state.control, 3 * taken), state.control)
+        return torch.where(accepted & (gain > 0.25), wider, 0.25 * torch.minimum(taken, state.control))
+
+    def model_step(self, gram: Tensor, slope: Tensor, control: Tensor, options: _Options) -> Tensor:
+        newton = solve_normal(gram, slope)
+        lengths = _lengths(gram)
+        radius = control.unsqueeze(-1)
+        size = (newton * lengths).norm(dim=-1, keepdim=True).detach()
+        if not options.safeguard:
+            return newton
+        cauchy = _steepest(gram, slope, lengths)
+        short = (cauchy * lengths).norm(dim=-1, keepdim=True).detach()
+        along = _share((cauchy * lengths).detach(), (newton * lengths).detach(), radius)
+        bent = cauchy + along * (newton - cauchy)
+        down = cauchy * (radius / short.clamp(min=torch.finfo(gram.dtype).tiny))
+        return torch.where(size <= radius, newton, torch.where(short >= radius, down, bent))
+
+
+def _lengths(gram: Tensor) -> Tensor:
+    """Those of the columns of J."""
+    lengths = gram.detach().diagonal(dim1=-2, dim2=-1).sqrt()
+    return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+
+
+def _steepest(gram: Tensor, slope: Tensor, lengths: Tensor) -> Tensor:
+    """The minimum of the model along the slope."""
+    direction = slope / lengths.square()
+    curvature = (direction * (gram @ direction.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
+    share = (slope * direction).sum(-1, keepdim=True) / curvature
+    return direction * torch.where(curvature > 0, share, torch.zeros_like(share))
+
+
+def _share(start: Tensor, end: Tensor, radius: Tensor) -> Tensor:
+    """t in [0, 1] with ‖start + t (end − start)‖ = radius."""
+    way = end - start
+    a, b = way.square().sum(-1, keepdim=True), (start * way).sum(-1, keepdim=True)
+    c = start.square().sum(-1, keepdim=True) - radius.square()
+    root = (b.square() - a * c).clamp(min=0).sqrt()
+    share = torch.where(b > 0, -c / (b + root), (root - b) / a)
+    return torch.nan_to_num(share, nan=1.0).clamp(0, 1)

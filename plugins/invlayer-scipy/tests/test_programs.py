@@ -48,7 +48,7 @@ def test_all_kinds_of_constraints_agree_with_linprog() -> None:
     q, b = torch.randn(6).double(), A @ inside
     lb, ub = torch.zeros(6).double(), torch.ones(6).double()
     x = inv.qp(None, q, A=A, b=b, lb=lb, ub=ub, solver="scipy.linprog")
-    other = linprog(q, A_eq=A, b_eq=b, bounds=(0, 1)).x
+    other = linprog(q.numpy(), A_eq=A.numpy(), b_eq=b.numpy(), bounds=(0, 1)).x
     assert torch.allclose(x, torch.from_numpy(other), rtol=0, atol=1e-9)
 
 
@@ -58,7 +58,7 @@ def test_gradient_for_the_cost_is_zero_with_a_warning() -> None:
     with pytest.warns(inv.DegeneracyWarning, match="piecewise constant"):
         x = inv.qp(None, q, **given, solver="scipy.linprog")
     x.sum().backward()
-    assert q.grad.tolist() == [0.0, 0.0, 0.0]
+    assert q.grad.abs().max() <= 1e-15
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -29,6 +29,7 @@ from invlayer_core.errors import SingularJacobianError, UnsupportedTransformErro
 from invlayer_core.linear.lu import solve_recorded
 from invlayer_core.linear.saddle_bank import SaddleBank
 from invlayer_core.solvers.direct import Factor
+from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
 __all__ = ["ActiveSet"]
@@ -57,6 +58,8 @@ class ActiveSet(Adjoint):
         dead: Tensor | None,
         dead_value: float,
         factors: Sequence[Factor | None] = (),
+        iterations: Iterations | None = None,
+        resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         assert isinstance(system.function, QuadraticConditions)
         layout = system.function.layout

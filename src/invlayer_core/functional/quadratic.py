@@ -12,6 +12,7 @@ from torch import Tensor
 from invlayer_core import _functorch
 from invlayer_core.active_set import PolishedForward, describe_active_set
 from invlayer_core.adjoints.active_set import ActiveSet
+from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.call import CommonKeywords, find_solver, read_settings
 from invlayer_core.compiled.tracing import outside_graph
@@ -22,6 +23,7 @@ from invlayer_core.execution.plan import check_batched
 from invlayer_core.execution.quadratic import QuadraticForward
 from invlayer_core.implicit import Settings, Solution, solve_implicitly
 from invlayer_core.linear.saddle_bank import SaddleBank
+from invlayer_core.linear.sparse_lu import SparseLU
 from invlayer_core.quadratic_arguments import read_program
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.structure import Arguments
@@ -133,11 +135,9 @@ def _qp(
         )
     rounds = settings.polish
     settings = replace(settings, polish=0)
-    bank = SaddleBank() if _keeps_factors(theta) else None
-    if isinstance(settings.adjoint, Implicit) and settings.adjoint.linear_solver == "auto":
-        settings = replace(
-            settings, adjoint=ActiveSet(settings.adjoint, SaddleBank() if bank is None else bank)
-        )
+    adjoint = _active_set(settings)
+    settings = replace(settings, adjoint=adjoint)
+    bank = adjoint.bank if isinstance(adjoint, ActiveSet) and _keeps_factors(theta) else None
     forward = PolishedForward(
         QuadraticForward(
             name, instance, layout, batch, settings.batch, thread_safe, settings.limits, dict(options or {})
@@ -199,6 +199,24 @@ def _settings(keywords: CommonKeywords) -> Settings:
         )
     keywords = {"polish": "auto", "adjoint": Implicit(singular="consistent"), **keywords}
     return read_settings(keywords)
+
+
+def _active_set(settings: Settings) -> Adjoint:
+    """The adjoint on the active set, as the user has set it; a dense method asks for the general rule."""
+    chosen = settings.adjoint
+    if not isinstance(chosen, Implicit):
+        raise ConditionsError(
+            f"qp(adjoint={chosen!r}): accepted is inv.adjoints.Implicit(...). Other adjoints go with inv.nlp, "
+            "or with a solver function of your own by inv.implicit_function."
+        )
+    if chosen.singular == "damped":
+        raise ConditionsError(
+            "qp(adjoint=Implicit(singular='damped')): accepted are 'consistent', 'raise', 'lstsq', 'nan' and "
+            "'zero'."
+        )
+    if isinstance(chosen.linear_solver, SparseLU):
+        return ActiveSet(chosen, SaddleBank(chosen.linear_solver.direct_solver))
+    return ActiveSet(chosen, SaddleBank()) if chosen.linear_solver == "auto" else chosen
 
 
 def _keeps_factors(theta: tuple[Tensor, ...]) -> bool:

@@ -32,6 +32,7 @@ __all__ = ["SparseSaddlePoint"]
 _ACCEPTED = 1e-10  # backward error, relative
 _REFINED = 1e-13
 _GROWTH = 1e7  # times its right-hand side a solution may be before the matrix is taken for singular
+_CONSISTENT = 1e-7  # a share of the right-hand side that may be left where the matrix is singular
 _DELTA = 1e-6  # rounding leaves a share of about eps/δ in the null space
 _STEPS = 60
 
@@ -263,7 +264,8 @@ class _System:
         if w is not None and error <= _ACCEPTED and not its_error <= _ACCEPTED:
             return w, False, False  # regular, only ill-conditioned
         self.factor, self.regular = shifted, False
-        return least, True, not its_error <= 1e-7
+        left = (rhs - self._times(least)).abs().amax()
+        return least, True, not bool(left <= _CONSISTENT * rhs.abs().amax())
 
     def _refined(self, factor: Factor, rhs: Tensor, steps: int) -> tuple[Tensor, float]:
         w, gap, error = torch.zeros_like(rhs), rhs, float("inf")

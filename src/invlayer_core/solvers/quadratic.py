@@ -117,6 +117,9 @@ class QuadraticProblem:
 def _vector(given: Any, size: int) -> Tensor:
     if given is None:
         return torch.full((size,), torch.nan, dtype=torch.float64)
+    flags = getattr(given, "flags", None)
+    if flags is not None and not flags.writeable:  # of which torch makes no tensor without a warning
+        given = given.copy()
     return torch.as_tensor(given, dtype=torch.float64).reshape(-1)
 
 

@@ -16,7 +16,7 @@ __all__ = ["LinProg", "Milp"]
 
 @final
 class LinProg(inv.Solver):
-    """``scipy.optimize.linprog`` for quadratic programs without P; options: its ``method`` and ``options``."""
+    """``scipy.optimize.linprog`` for programs without P; options: its ``method`` and ``options``."""
 
     def solve(
         self, problem: inv.QuadraticProblem, y0: np.ndarray, options: Mapping[str, Any]
@@ -85,7 +85,7 @@ class Milp(inv.Solver):
     ) -> inv.SolverResult:
         raise inv.ConditionsError(
             "qp(solver='scipy.milp'): the solution of a mixed-integer program has no multipliers and is a "
-            "piecewise constant function of its arguments: there is no derivative to give. Accepted is a function "
-            "of your own around scipy.optimize.milp, with an adjoint that smooths by solving again: "
+            "piecewise constant function of its arguments: there is no derivative to give. Accepted is a "
+            "function of your own around scipy.optimize.milp, with an adjoint that smooths by solving again: "
             "adjoint=inv.adjoints.DLM(resolve=True)."
         )

@@ -5,6 +5,8 @@ The solver stays as it is; you write in torch what its output satisfies, and get
 
 from invlayer_core import adjoints, jacobians, linear, testing
 from invlayer_core.certificate import SolveInfo
+from invlayer_core.conditions.cone import ConeSolution
+from invlayer_core.conditions.cones import Cones, ConeStructure
 from invlayer_core.conditions.kkt import Multipliers
 from invlayer_core.constraints import ConstraintInfo
 from invlayer_core.diagnostics import LayerReport, check_layer
@@ -23,6 +25,7 @@ from invlayer_core.errors import (
 )
 from invlayer_core.functional import (
     batch_jacobian,
+    cone_program,
     fixed_point,
     implicit_function,
     inverse,
@@ -42,6 +45,7 @@ from invlayer_core.layers import (
     QPLayer,
     RootLayer,
 )
+from invlayer_core.solvers.cone import CSC, ConeProblem
 from invlayer_core.solvers.contract import (
     BatchProblem,
     Problem,
@@ -65,9 +69,14 @@ from invlayer_core.solvers.spec import SolverSpec
 from invlayer_core.starts import starts_between
 
 __all__ = [
+    "CSC",
     "BatchProblem",
     "BatchQuadraticProblem",
     "ConditionsError",
+    "ConeProblem",
+    "ConeSolution",
+    "ConeStructure",
+    "Cones",
     "ConstraintInfo",
     "ConvergenceError",
     "ConvergenceWarning",
@@ -102,6 +111,7 @@ __all__ = [
     "adjoints",
     "batch_jacobian",
     "check_layer",
+    "cone_program",
     "fixed_point",
     "from_numpy",
     "get_solver",

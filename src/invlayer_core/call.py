@@ -169,7 +169,7 @@ def choose_forward(
 
 
 def find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
-    """The solver behind a name, how messages call it, and whether several threads may use it at once."""
+    """The instance, its name, and whether several threads may use it at once."""
     if isinstance(solver, Solver):
         return solver, type(solver).__name__, False
     spec = get_registry().get_spec(solver, called=f"{kind}(solver={solver!r})")

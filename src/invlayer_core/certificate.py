@@ -169,7 +169,7 @@ def judge(
     claimed = torch.where(reported == Status.CONVERGED, int(Status.FALSE_CONVERGENCE), reported)
     # An exception or a wrong shape explains the NaN it left behind better than "not finite" does.
     keeps_name = (reported == Status.SOLVER_ERROR) | (reported == Status.WRONG_SHAPE)
-    keeps_name |= reported == Status.TIMED_OUT
+    keeps_name |= (reported == Status.TIMED_OUT) | (reported == Status.NO_SOLUTION)
     failed = torch.where(finite | keeps_name, claimed, int(Status.NOT_FINITE))
     return Verdict(measured, tolerance, torch.where(good & finite, passed, failed))
 
@@ -181,6 +181,7 @@ _MEANING = {
     Status.SOLVER_ERROR: "the solver raised an exception",
     Status.WRONG_SHAPE: "the solver returned something else than a real vector of the right length",
     Status.TIMED_OUT: "the solver was stopped",
+    Status.NO_SOLUTION: "the solver proved that there is no solution",
 }
 
 

@@ -201,7 +201,8 @@ def solve_implicitly(
     steps = None
     if settings.polish:
         with outside_inference_mode(), _functorch.own_saved_tensors():
-            y, residual, steps = polish(system, y, residual, settings.polish)
+            method = getattr(settings.adjoint, "linear_solver", None)
+            y, residual, steps = polish(system, y, residual, settings.polish, method)
     measured = system.shape.vectors(residual) if measurable else None
     flat, beside = system.shape.vectors(y), None
     if measured is not None:

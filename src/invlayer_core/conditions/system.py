@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -12,7 +13,27 @@ from invlayer_core.captured import Place, Substitution, places_of
 from invlayer_core.errors import ConditionsError
 from invlayer_core.structure import Arguments, SystemShape
 
-__all__ = ["System"]
+__all__ = ["SparseJacobian", "System"]
+
+
+class SparseJacobian(ABC):
+    """What a ``jacobian=`` can give besides its blocks: its entries, as ``SparseLU`` needs them.
+
+    Attributes
+    ----------
+    places : pair of Tensor, or None if there are none to give
+        Row and column of each entry, column by column, as a ``SparsityPattern`` has them.
+    """
+
+    places: tuple[Tensor, Tensor] | None
+
+    @abstractmethod
+    def __call__(self, y: Tensor, *args: Any) -> Tensor:
+        """The blocks, ``(*batch, n, n)``."""
+
+    @abstractmethod
+    def entries(self, y: Tensor, *args: Any) -> Tensor:
+        """``(*batch, nnz)``."""
 
 
 @final

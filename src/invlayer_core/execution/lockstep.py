@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK", "run_in_lockstep"]
 
 CHUNK = 128
-"""Threads, and so the samples that are solved at once: with twice as many, their stacks fall out of the caches,
-and a baton takes twice as long."""
+"""Threads, and so the samples that are solved at once: with twice as many, their stacks fall out of the
+caches, and a baton takes twice as long."""
 
 
 @final
@@ -55,8 +55,8 @@ def _baton() -> threading.Lock:
 def _be_patient() -> None:
     """Let this thread, when it is woken, not displace the one that wakes it and still has Python's lock.
 
-    Linux would do so, only to find that the lock is taken, and to switch back: a baton then costs two to three
-    changes of threads instead of one. The setting is this thread's own, and ends with it.
+    Linux would do so, only to find that the lock is taken, and to switch back: a baton then costs two to
+    three changes of threads instead of one. The setting is this thread's own, and ends with it.
     """
     with suppress(AttributeError, OSError):
         if os.sched_getscheduler(0) == os.SCHED_OTHER:

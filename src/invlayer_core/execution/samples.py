@@ -67,9 +67,9 @@ def report_of(solve: Callable[[], SolverResult], size: int) -> SampleReport:
     wrong = _what_is_wrong(result, size)
     if wrong:
         return SampleReport(Status.WRONG_SHAPE, wrong)
-    y = result.y
+    y: Any = result.y
     return SampleReport(
-        status=Status.CONVERGED if bool(result.success) else Status.NOT_CONVERGED,
+        status=_claimed(result),
         message=message_of(result),
         y=y.copy() if _is_vector(y, size) else to_numpy(torch.as_tensor(y)),
         iterations=int(result.iterations),
@@ -145,6 +145,12 @@ def _is_as_usual(result: Any, size: int) -> bool:
         and type(result.aux) is dict
         and _is_vector(result.y, size)
     )
+
+
+def _claimed(result: SolverResult) -> Status:
+    if result.no_solution:
+        return Status.NO_SOLUTION
+    return Status.CONVERGED if bool(result.success) else Status.NOT_CONVERGED
 
 
 def _what_is_wrong(result: Any, size: int) -> str:

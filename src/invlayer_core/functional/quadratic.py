@@ -206,8 +206,8 @@ def _active_set(settings: Settings) -> Adjoint:
     chosen = settings.adjoint
     if not isinstance(chosen, Implicit):
         raise ConditionsError(
-            f"qp(adjoint={chosen!r}): accepted is inv.adjoints.Implicit(...). Other adjoints go with inv.nlp, "
-            "or with a solver function of your own by inv.implicit_function."
+            f"qp(adjoint={chosen!r}): accepted is inv.adjoints.Implicit(...). Other adjoints go with "
+            "inv.nlp, or with a solver function of your own by inv.implicit_function."
         )
     if chosen.singular == "damped":
         raise ConditionsError(

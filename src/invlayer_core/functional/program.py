@@ -156,6 +156,11 @@ class _Constraints:
 
     def _without_multipliers(self, keywords: CommonKeywords) -> CommonKeywords:
         """The keywords, with y alone of ``warm_start=((y, multipliers), info)``."""
+        if keywords.get("n_starts", 1) != 1:
+            raise ConditionsError(
+                f"nlp(n_starts={keywords['n_starts']!r}): constrained problems take one start; accepted is "
+                "1. Call nlp once for each, and keep what is best."
+            )
         if not self.return_multipliers or keywords.get("warm_start") is None:
             return keywords
         answer, info = previous_solution("nlp", keywords["warm_start"])
@@ -254,12 +259,7 @@ class _Slope:
 
 def _settings(keywords: CommonKeywords) -> Settings:
     defaults: dict[str, Any] = {"polish": "auto", "adjoint": Implicit(singular="consistent")}
-    settings = read_settings(cast(CommonKeywords, {**defaults, **keywords}))
-    if settings.n_starts > 1:
-        raise ConditionsError(
-            f"nlp(n_starts={settings.n_starts}): accepted is 1. Call it from each start, and take the best."
-        )
-    return settings
+    return read_settings(cast(CommonKeywords, {**defaults, **keywords}))
 
 
 def _bound(name: str, bound: Any, unknowns: Unknowns, start: Tensor) -> Tensor | None:

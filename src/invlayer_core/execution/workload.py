@@ -99,7 +99,7 @@ class Workload:
         """All systems at once."""
         return BatchProblem(
             self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second,
-            {name: partial(self._part, name) for name in self.part_names}, self._linearized,
+            {name: partial(self._part, name) for name in self.part_names}, _Linearized(self),
         )  # fmt: skip
 
     @property
@@ -116,7 +116,7 @@ class Workload:
             system = self.system.of_part(name.removesuffix("_jacobian"))
             return self.derivatives.jacobian(system, point, self.theta)
         system = self.system.of_part(name)
-        with self._recording():
+        with self.recording():
             value = system.residual(point, self.theta)
         system.check_residual(value)
         return value.reshape(count, *value.shape[len(system.shape.batch) :]).to(y.dtype)
@@ -129,27 +129,16 @@ class Workload:
 
     def _residual(self, y: Tensor) -> Tensor:
         shape = self.system.shape
-        with self._recording():
+        with self.recording():
             residual = self.system.residual(y.reshape(shape.full), self.theta)
-        return self._checked(residual, y)
+        return self.checked(residual, y)
 
-    def _recording(self) -> torch.set_grad_enabled:
+    def recording(self) -> torch.set_grad_enabled:
+        """The grad mode in which the conditions are evaluated."""
         return torch.set_grad_enabled(self.recorded and torch.is_grad_enabled())
 
-    def _linearized(self, name: str, y: Tensor) -> tuple[Tensor, Tensor]:
-        """F or a part, with its Jacobian."""
-        point = y.reshape(self.system.shape.full)
-        if name == "residual":
-            value, blocks = self.derivatives.linearized(self.system, point, self.theta, self.recorded)
-            return self._checked(value, y), blocks
-        if f"{name}_jacobian" in self.system.parts:  # the user's own
-            return self._part(name, y), self._part(f"{name}_jacobian", y)
-        system = self.system.of_part(name)
-        value, blocks = self.derivatives.linearized(system, point, self.theta, self.recorded)
-        system.check_residual(value)
-        return value.reshape(y.shape[0], -1).to(y.dtype), blocks
-
-    def _checked(self, residual: Tensor, y: Tensor) -> Tensor:
+    def checked(self, residual: Tensor, y: Tensor) -> Tensor:
+        """F as ``(B, n)``, in the dtype of y; refused if it has not as many equations as unknowns."""
         shape = self.system.shape
         self.system.check_residual(residual)
         if residual.numel() != y.numel():
@@ -254,6 +243,35 @@ class Workload:
             return evaluate(wanted, y)
 
         return report_of(self.solve(index, ask), self.system.shape.size)
+
+
+@final
+class _Linearized:
+    """F or a part, by name, with its Jacobian: from one evaluation, with as little around it as can be."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload, self.shape = workload, workload.system.shape
+        self.systems = {"residual": workload.system}
+
+    def __call__(self, name: str, y: Tensor) -> tuple[Tensor, Tensor]:
+        workload, point = self.workload, y.reshape(self.shape.full)
+        system, given = self._system(name), f"{name}_jacobian"
+        if given in workload.system.parts:  # the user's own
+            with workload.recording():
+                value = system.residual(point, workload.theta)
+                blocks = self._system(given).residual(point, workload.theta)
+        else:
+            value, blocks = workload.derivatives.linearized(system, point, workload.theta, workload.recorded)
+        if name == "residual":
+            return workload.checked(value, y), blocks
+        system.check_residual(value)
+        value, blocks = value.reshape(y.shape[0], -1), blocks.reshape(y.shape[0], -1, y.shape[1])
+        return (value if value.dtype == y.dtype else value.to(y.dtype)), blocks
+
+    def _system(self, name: str) -> System:
+        if name not in self.systems:
+            self.systems[name] = self.workload.system.of_part(name)
+        return self.systems[name]
 
 
 @final

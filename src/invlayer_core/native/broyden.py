@@ -45,7 +45,6 @@ class _Options(iterative.Options):
 class _State(iterative.State):
     """The last point with its residual, the next to try, and the inverse Jacobian B₀⁻¹ + Σ uᵢ vᵢᵀ."""
 
-    trial: Tensor
     residual: Tensor
     step: Tensor
     scale: Tensor
@@ -117,9 +116,6 @@ class Broyden(IterativeSolver):
             shortened=torch.where(accepted, 0, state.shortened + 1),
             best=torch.where(progress, size, state.best), waiting=waiting, iteration=state.iteration + 1,
         )  # fmt: skip
-
-    def finish(self, state: _State) -> Tensor:
-        return pick(state.trial.isfinite().all(-1), state.trial, state.y)
 
     def near(self, options: _Options) -> _Options:
         """Chords: updates by differences of rounding errors would be no use."""

@@ -5,6 +5,8 @@ The solver stays as it is; you write in torch what its output satisfies, and get
 
 from invlayer_core import adjoints, jacobians, linear, testing
 from invlayer_core.certificate import SolveInfo
+from invlayer_core.conditions.cone import ConeSolution
+from invlayer_core.conditions.cones import Cones, ConeStructure
 from invlayer_core.conditions.kkt import Multipliers
 from invlayer_core.constraints import ConstraintInfo
 from invlayer_core.diagnostics import LayerReport, check_layer
@@ -23,6 +25,7 @@ from invlayer_core.errors import (
 )
 from invlayer_core.functional import (
     batch_jacobian,
+    cone_program,
     fixed_point,
     implicit_function,
     inverse,
@@ -40,6 +43,7 @@ from invlayer_core.layers import (
     NLPLayer,
     RootLayer,
 )
+from invlayer_core.solvers.cone import CSC, ConeProblem
 from invlayer_core.solvers.contract import (
     BatchProblem,
     Problem,
@@ -49,6 +53,7 @@ from invlayer_core.solvers.contract import (
     Status,
 )
 from invlayer_core.solvers.hookspecs import hookimpl
+from invlayer_core.solvers.iterations import DifferentiableSolver
 from invlayer_core.solvers.linear_spec import LinearSolverSpec
 from invlayer_core.solvers.listing import SolverListing
 from invlayer_core.solvers.lookup import (
@@ -59,14 +64,21 @@ from invlayer_core.solvers.lookup import (
     solvers,
 )
 from invlayer_core.solvers.spec import SolverSpec
+from invlayer_core.starts import starts_between
 
 __all__ = [
+    "CSC",
     "BatchProblem",
     "ConditionsError",
+    "ConeProblem",
+    "ConeSolution",
+    "ConeStructure",
+    "Cones",
     "ConstraintInfo",
     "ConvergenceError",
     "ConvergenceWarning",
     "DegeneracyWarning",
+    "DifferentiableSolver",
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",
@@ -94,6 +106,7 @@ __all__ = [
     "adjoints",
     "batch_jacobian",
     "check_layer",
+    "cone_program",
     "fixed_point",
     "from_numpy",
     "get_solver",
@@ -110,6 +123,7 @@ __all__ = [
     "register_solver",
     "root",
     "solvers",
+    "starts_between",
     "testing",
 ]
 

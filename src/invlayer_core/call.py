@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.certificate import SolveInfo
 from invlayer_core.conditions.structured import StructuredConditions, StructuredJacobian, StructuredSolver
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, UnsupportedTransformError
@@ -27,7 +28,8 @@ from invlayer_core.solvers.contract import Solver
 from invlayer_core.solvers.direct import is_factors
 from invlayer_core.solvers.lookup import get_solver, solvers
 from invlayer_core.solvers.registry import get_registry
-from invlayer_core.structure import Arguments, SystemShape
+from invlayer_core.starts import Starts, open_guess, previous_solution
+from invlayer_core.structure import Arguments
 from invlayer_core.structured import Structure
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "CommonKeywords",
     "SolverLike",
     "choose_forward",
+    "find_solver",
     "name_of",
     "open_arguments",
     "read_settings",
@@ -61,6 +64,8 @@ class CommonKeywords(TypedDict, total=False):
     progress: bool
     return_info: bool
     compile: bool
+    n_starts: int
+    warm_start: tuple[Any, SolveInfo] | None
 
 
 def solve_from_guess(
@@ -74,21 +79,25 @@ def solve_from_guess(
     keywords: CommonKeywords,
 ) -> Any:
     """The kinds that start from a guess: find a forward, then run the spine."""
+    args = args if isinstance(args, tuple) else (args,)
+    y0 = open_guess(y0, args)
     if not is_real_tensor(y0):
         return _solve_structured(kind, conditions, y0, args, solver, options, jacobian, keywords)
     settings = read_settings(keywords)
-    arguments, _ = open_arguments(args if isinstance(args, tuple) else (args,))
+    arguments, _ = open_arguments(args)
     check_devices(kind, y0, arguments.tensors)
-    start = working_precision(y0).detach()
+    starts = Starts.of(kind, working_precision(y0).detach(), settings)
     parts = getattr(conditions, "parts", {})
-    shape = SystemShape.of(start, settings.event_dims)
-    system = System(conditions, arguments, shape, (), jacobian, parts=parts)
-    captured = find_captured(system, start) if _functorch.is_active() else None
+    system = System(conditions, arguments, starts.shape, (), jacobian, parts=parts)
+    captured = find_captured(system, starts.first) if _functorch.is_active() else None
     system = system.with_captured(captured or ())
-    forward, tensors = choose_forward(kind, system, start, solver, options or {}, settings)
+    forward, tensors = choose_forward(kind, system, starts.first, solver, options or {}, settings)
+    if settings.n_starts > 1:
+        forward, tensors = starts.in_turn(forward, tensors, system, settings)
     solution = solve_implicitly(
-        conditions, arguments, forward, tensors, settings, captured=captured, jacobian=jacobian
-    )
+        conditions, arguments, forward, tensors, settings,
+        captured=captured, jacobian=jacobian, warm=starts.warm,
+    )  # fmt: skip
     return result(solution, y0.dtype, settings)
 
 
@@ -106,6 +115,10 @@ def _solve_structured(
     settings = read_settings(keywords)
     structure = Structure.of(kind, "y0", y0, settings.event_dims)
     registered = isinstance(solver, (str, Solver))
+    inner: CommonKeywords = {**keywords, "event_dims": 1}
+    if settings.warm_start is not None:
+        previous, info = previous_solution(kind, settings.warm_start)
+        inner["warm_start"] = (structure.pack(f"{kind}(warm_start=...)", previous), info)
     packed = solve_from_guess(
         kind,
         StructuredConditions(conditions, structure, square=registered),
@@ -114,7 +127,7 @@ def _solve_structured(
         solver if isinstance(solver, (str, Solver)) else StructuredSolver(solver, structure),
         options,
         None if jacobian is None else StructuredJacobian(jacobian, structure),
-        {**keywords, "event_dims": 1},
+        inner,
     )
     return (structure.restore(packed[0]), packed[1]) if settings.return_info else structure.restore(packed)
 
@@ -134,7 +147,7 @@ def choose_forward(
     The last ``bounds`` of the args are the engine's, and kept from a plain callable.
     """
     if isinstance(solver, (str, Solver)):
-        instance, name, thread_safe = _find_solver(solver, kind)
+        instance, name, thread_safe = find_solver(solver, kind)
         if instance.batched:
             check_batched(name, settings.batch, settings.limits)
         opened = open_options(options)
@@ -155,7 +168,8 @@ def choose_forward(
     return plain, arguments.tensors
 
 
-def _find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
+def find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
+    """The instance, its name, and whether several threads may use it at once."""
     if isinstance(solver, Solver):
         return solver, type(solver).__name__, False
     spec = get_registry().get_spec(solver, called=f"{kind}(solver={solver!r})")
@@ -211,15 +225,27 @@ def open_arguments(args: tuple[Any, ...]) -> tuple[Arguments, torch.dtype | None
     return Arguments.flatten(arguments.unflatten(raised)), dtype
 
 
-def read_settings(keywords: CommonKeywords) -> Settings:
-    """The settings that the keywords of a call ask for; an unknown one is a ``TypeError``."""
+def read_settings(keywords: CommonKeywords, *, from_guess: bool = True) -> Settings:
+    """The settings that the keywords of a call ask for; an unknown one is a ``TypeError``.
+
+    Raises
+    ------
+    ConditionsError
+        If a setting has no such value, or is about guesses where there are none (``from_guess=False``).
+    """
     unknown = sorted(set(keywords) - set(CommonKeywords.__annotations__))
     if unknown:
         raise TypeError(
             f"unknown keyword{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; accepted besides the "
             f"named ones are {', '.join(sorted(CommonKeywords.__annotations__))}."
         )
-    return Settings(**keywords)
+    settings = Settings(**keywords)
+    if not from_guess and (settings.n_starts > 1 or settings.warm_start is not None):
+        raise ConditionsError(
+            "n_starts= and warm_start= are for kinds that start from a guess y0, such as root; here a solver "
+            "function of your own finds y. Leave them out, and let that function choose where it starts."
+        )
+    return settings
 
 
 def result(solution: Solution, dtype: torch.dtype | None, settings: Settings) -> Any:

@@ -70,6 +70,9 @@ class SolveInfo:
         What solves the linear systems of the derivative, and why.
     constraints : ConstraintInfo or None
         For problems with constraints: which are active, which weakly, and whether they are independent.
+    start : Tensor of int64
+        Where the solution comes from: 0, or with ``n_starts`` the number of the start; -1 for the solution
+        of the call before (``warm_start``).
     """
 
     ok: Tensor
@@ -85,6 +88,7 @@ class SolveInfo:
     linear_solver: str = ""
     batch_reason: str = ""
     constraints: Any = None
+    start: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
 
 @final
@@ -165,7 +169,7 @@ def judge(
     claimed = torch.where(reported == Status.CONVERGED, int(Status.FALSE_CONVERGENCE), reported)
     # An exception or a wrong shape explains the NaN it left behind better than "not finite" does.
     keeps_name = (reported == Status.SOLVER_ERROR) | (reported == Status.WRONG_SHAPE)
-    keeps_name |= reported == Status.TIMED_OUT
+    keeps_name |= (reported == Status.TIMED_OUT) | (reported == Status.NO_SOLUTION)
     failed = torch.where(finite | keeps_name, claimed, int(Status.NOT_FINITE))
     return Verdict(measured, tolerance, torch.where(good & finite, passed, failed))
 
@@ -177,6 +181,7 @@ _MEANING = {
     Status.SOLVER_ERROR: "the solver raised an exception",
     Status.WRONG_SHAPE: "the solver returned something else than a real vector of the right length",
     Status.TIMED_OUT: "the solver was stopped",
+    Status.NO_SOLUTION: "the solver proved that there is no solution",
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.conditions.kkt import KKTConditions
+from invlayer_core.conditions.kkt import KKTConditions, multiplier_scale
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import DegeneracyWarning, warn_user
 from invlayer_core.jacobians.linearize import linearize
@@ -57,9 +57,7 @@ def _activity(conditions: KKTConditions, z: Tensor, arguments: Arguments) -> _Ac
     y, multipliers = conditions.layout.split(z)
     with torch.no_grad():
         slack = torch.cat(conditions.program.constraints(y, *args), -1)
-        joined = torch.cat(multipliers, -1)
-        largest = joined.abs().amax(-1, keepdim=True)
-        scaled = joined / torch.where(largest > 0, largest, torch.ones_like(largest))
+        scaled = torch.cat(multipliers, -1) / multiplier_scale(multipliers)
     near = _NEAR if slack.dtype == torch.float64 else 1e-2
     active, weak = slack < scaled, (slack.abs() <= near) & (scaled.abs() <= near)
     equations = torch.zeros_like(active)

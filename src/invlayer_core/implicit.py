@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from typing import Literal, final, get_args
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -78,6 +78,12 @@ class Settings:
         Show a bar that counts samples; needs tqdm.
     return_info : bool
         Return ``(y, SolveInfo)``.
+    n_starts : int
+        How many guesses y0 holds for each sample, ``(n_starts, *batch, *event)``. They are tried in order,
+        until one leads to a solution; ``info.start`` tells which.
+    warm_start : pair ``(y, info)``, or None
+        What the call before returned with ``return_info=True``: samples that converged start there, the
+        others from y0 (its first guess, if there are several).
     compile : bool
         Take first derivatives in reverse mode by one function that ``torch.compile`` has made of the
         conditions, their Jacobian and the linear solve. Worth it where the conditions live on: on a layer, or
@@ -96,6 +102,8 @@ class Settings:
     progress: bool = False
     return_info: bool = False
     compile: bool = False
+    n_starts: int = 1
+    warm_start: tuple[Any, SolveInfo] | None = None
 
     @property
     def limits(self) -> Limits:
@@ -114,6 +122,8 @@ class Settings:
             raise ConditionsError(
                 f"adjoint={self.adjoint!r}: accepted is an instance from inv.adjoints, such as Implicit()."
             )
+        if not isinstance(self.n_starts, int) or isinstance(self.n_starts, bool) or self.n_starts < 1:
+            raise ConditionsError(f"n_starts={self.n_starts!r}: accepted is an integer >= 1.")
         check_batch(self.batch, self.limits)
         if not isinstance(self.event_dims, int) or self.event_dims < 0:
             check_event_dims(self.event_dims)
@@ -139,6 +149,7 @@ def solve_implicitly(
     captured: tuple[Tensor, ...] | None = None,
     jacobian: Callable[..., Tensor] | None = None,
     measurable: bool = True,
+    warm: Tensor | None = None,
 ) -> Solution:
     """Solve, certify, polish, attach.
 
@@ -159,12 +170,14 @@ def solve_implicitly(
         The user's own ∂F/∂y.
     measurable : bool
         False if F is known only by its Jacobian, so that its value says nothing.
+    warm : Tensor of bool, ``(*batch,)``, optional
+        Which samples start from an earlier solution.
     """
     if autocast_is_on():
         with without_autocast():
             return solve_implicitly(
                 conditions, arguments, forward, tensors, settings,
-                captured=captured, jacobian=jacobian, measurable=measurable,
+                captured=captured, jacobian=jacobian, measurable=measurable, warm=warm,
             )  # fmt: skip
     adjoint, watched = settings.adjoint, torch.is_grad_enabled() or _functorch.in_forward_mode()
     iterations = forward.iterations(tensors, repr(adjoint)) if adjoint.needs_iterations else None
@@ -188,7 +201,8 @@ def solve_implicitly(
     steps = None
     if settings.polish:
         with outside_inference_mode(), _functorch.own_saved_tensors():
-            y, residual, steps = polish(system, y, residual, settings.polish)
+            method = getattr(settings.adjoint, "linear_solver", None)
+            y, residual, steps = polish(system, y, residual, settings.polish, method)
     measured = system.shape.vectors(residual) if measurable else None
     flat, beside = system.shape.vectors(y), None
     if measured is not None:
@@ -203,6 +217,7 @@ def solve_implicitly(
         beside = _residual_beside(system, nudged(flat, settings.rtol))
     verdict = judge(flat, measured, beside, claimed, settings.atol)
     info = _info(verdict, outcome, forward, steps, settings.adjoint.describe(system.shape, y.dtype))
+    info = replace(info, start=_origin(info.ok, outcome, warm))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
     return Solution(_attach(system, y, dead, settings, outcome, iterations, resolve), info, outcome)
@@ -252,6 +267,13 @@ def _info(
         linear_solver=linear_solver,
         batch_reason=outcome.why,
     )
+
+
+def _origin(like: Tensor, outcome: Outcome, warm: Tensor | None) -> Tensor:
+    """The number of the start that each solution comes from; -1 for an earlier solution."""
+    first = torch.zeros_like(like, dtype=torch.int64)
+    start = first if outcome.start is None else outcome.start.reshape(like.shape)
+    return start if warm is None else torch.where(_functorch.plain(warm) & (start == 0), -1, start)
 
 
 def _bury(

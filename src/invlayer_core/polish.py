@@ -14,18 +14,23 @@ from torch import Tensor
 from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.jacobians.linearize import linearize
+from invlayer_core.jacobians.compressed import compressed_values
+from invlayer_core.jacobians.linearize import Linearization, linearize
+from invlayer_core.jacobians.pattern import SparsityPattern
 from invlayer_core.jacobians.per_sample import per_sample_blocks
-from invlayer_core.linear.lu import lu_factor, lu_solve
+from invlayer_core.linear.factor_bank import FactorBank, solve_with_values
+from invlayer_core.linear.lu import has_lost_rank, lu_factor, lu_solve
+from invlayer_core.linear.sparse_lu import SparseLU
 
 __all__ = ["polish"]
 
 _AUTO_STEPS = 10
+_RANK = 1e-10  # singular values up to this fraction of the largest count as zero in a step
 
 
 @torch.no_grad()
 def polish(
-    system: System, y: Tensor, residual: Tensor, steps: int | Literal["auto"]
+    system: System, y: Tensor, residual: Tensor, steps: int | Literal["auto"], method: object = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Newton steps on F from ``y``.
 
@@ -37,6 +42,8 @@ def polish(
         F(y).
     steps : int or "auto"
         How many; ``"auto"`` stops when no sample gains any more.
+    method : LinearSolver, optional
+        That of the adjoint: with ``SparseLU`` and a pattern the steps are taken with sparse factors.
 
     Returns
     -------
@@ -55,7 +62,7 @@ def polish(
         )
     kept = torch.zeros(system.shape.batch, dtype=torch.int64, device=y.device)
     for _ in range(_AUTO_STEPS if steps == "auto" else steps):
-        moved = y - _newton_step(system, y, residual)
+        moved = y - _newton_step(system, y, residual, method)
         new = system.residual(moved, system.theta).detach()
         better = _size(system, new) < _size(system, residual)  # False for NaN
         y = torch.where(_like(better, y), moved, y)
@@ -66,12 +73,31 @@ def polish(
     return y, residual, kept
 
 
-def _newton_step(system: System, y: Tensor, residual: Tensor) -> Tensor:
+def _newton_step(system: System, y: Tensor, residual: Tensor, method: object) -> Tensor:
     theta = [tensor.detach() for tensor in system.theta]
-    blocks = per_sample_blocks(linearize(system, y.detach(), theta)).detach()
+    linearization = linearize(system, y.detach(), theta)
+    if isinstance(method, SparseLU) and method.known_pattern is not None:
+        return _sparse_step(linearization, residual, method, method.known_pattern).reshape(y.shape)
+    blocks = per_sample_blocks(linearization).detach()
     flat = residual.reshape(blocks.shape[:-1]).to(blocks.dtype)
-    step = lu_solve(blocks, flat, lu_factor(blocks))
+    factors = lu_factor(blocks)
+    step = lu_solve(blocks, flat, factors)
+    singular = _functorch.plain(has_lost_rank(factors))
+    if bool(singular.any()) and not _functorch.is_active():  # a root that is not isolated: the nearest one
+        rows = singular.nonzero().reshape(-1)
+        nearest = torch.linalg.pinv(torch.nan_to_num(blocks[rows]), rtol=_RANK) @ flat[rows].unsqueeze(-1)
+        step = step.index_copy(0, rows, nearest.squeeze(-1))
     return step.reshape(y.shape)
+
+
+def _sparse_step(
+    linearization: Linearization, residual: Tensor, method: SparseLU, pattern: SparsityPattern
+) -> Tensor:
+    bank = FactorBank()
+    bank.pattern = pattern
+    values = compressed_values(linearization, pattern)
+    flat = residual.reshape(linearization.system.shape.count, pattern.shape[0])
+    return solve_with_values(bank, method, values, flat, transpose=False)
 
 
 def _size(system: System, residual: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def test_table_without_plugins_is_its_header(
     [
         ([], "the following arguments are required: command"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
-        (["solvers", "--kind", "cone"], "invalid choice: 'cone'"),
+        (["solvers", "--kind", "game"], "invalid choice: 'game'"),
     ],
 )
 def test_usage_errors(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:

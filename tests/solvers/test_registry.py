@@ -218,7 +218,7 @@ def test_solvers_of_one_kind_and_failed_plugins(distributions, load) -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(ValueError, match=r"kind='ode'\): accepted are \['fixed_point', .*'root'\]"):
+    with pytest.raises(ValueError, match=r"kind='ode'\): accepted are \['cone', 'fixed_point', .*'root'\]"):
         Registry().solvers("ode")
 
 

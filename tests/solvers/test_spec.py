@@ -37,7 +37,7 @@ def test_factory_is_module_colon_class(factory: str) -> None:
 
 @pytest.mark.parametrize("kinds", [(), ("roots",), ("root", "ode"), "root"])
 def test_kinds_are_known(kinds: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match=r"accepted are one or more of \['fixed_point', .*'root'\]"):
+    with pytest.raises(ValueError, match=r"accepted are one or more of \['cone', 'fixed_point', .*'root'\]"):
         SolverSpec(**{**FIELDS, "kinds": kinds})
 
 

@@ -25,7 +25,15 @@ from torch import Tensor
 from invlayer_core.conditions.stationarity import gradient_with_aux
 from invlayer_core.errors import ConditionsError
 
-__all__ = ["Activity", "ConstraintLayout", "KKTConditions", "Multipliers", "Program", "complementarity"]
+__all__ = [
+    "Activity",
+    "ConstraintLayout",
+    "KKTConditions",
+    "Multipliers",
+    "Program",
+    "complementarity",
+    "multiplier_scale",
+]
 
 Activity = Literal["exact", "soft", "full"]
 
@@ -190,7 +198,7 @@ class KKTConditions:
     def __call__(self, z: Tensor, *args: Any) -> Tensor:
         stationarity, slacks, multipliers = self._evaluate(z, *args)
         equal, inequal, below, above = slacks
-        scale = 1.0 / _nonzero(torch.cat(multipliers, -1))
+        scale = 1.0 / multiplier_scale(multipliers)
         rows = [complementarity(inequal, multipliers.inequalities, scale, self.activity)]
         lower = complementarity(below, multipliers.lower, scale, self.activity)
         upper = complementarity(above, multipliers.upper, scale, self.activity)
@@ -221,12 +229,15 @@ class KKTConditions:
         return stationarity, slacks, multipliers
 
 
-def _nonzero(multipliers: Tensor) -> Tensor:
-    """The largest multiplier of every sample, ``(*batch, 1)``, as a constant; 1 where all are zero."""
-    if not multipliers.shape[-1]:
-        return multipliers.new_ones(*multipliers.shape[:-1], 1)
-    largest = multipliers.detach().abs().amax(-1, keepdim=True)
-    return torch.where(largest > 0, largest, torch.ones_like(largest))
+def multiplier_scale(multipliers: Multipliers) -> Tensor:
+    """The largest multiplier of every sample, ``(*batch, 1)``, as a constant.
+
+    At least 1e-6 (1e-3 in float32): where all multipliers are rounding errors, they are not to be told apart.
+    """
+    joined = torch.cat(multipliers, -1).detach()
+    if not joined.shape[-1]:
+        return joined.new_ones(*joined.shape[:-1], 1)
+    return joined.abs().amax(-1, keepdim=True).clamp_min(1e-6 if joined.dtype == torch.float64 else 1e-3)
 
 
 def complementarity(slack: Tensor, multiplier: Tensor, scale: Tensor, activity: Activity) -> Tensor:

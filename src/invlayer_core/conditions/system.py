@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -12,7 +13,27 @@ from invlayer_core.captured import Place, Substitution, places_of
 from invlayer_core.errors import ConditionsError
 from invlayer_core.structure import Arguments, SystemShape
 
-__all__ = ["System"]
+__all__ = ["SparseJacobian", "System"]
+
+
+class SparseJacobian(ABC):
+    """What a ``jacobian=`` can give besides its blocks: its entries, as ``SparseLU`` needs them.
+
+    Attributes
+    ----------
+    places : pair of Tensor, or None if there are none to give
+        Row and column of each entry, column by column, as a ``SparsityPattern`` has them.
+    """
+
+    places: tuple[Tensor, Tensor] | None
+
+    @abstractmethod
+    def __call__(self, y: Tensor, *args: Any) -> Tensor:
+        """The blocks, ``(*batch, n, n)``."""
+
+    @abstractmethod
+    def entries(self, y: Tensor, *args: Any) -> Tensor:
+        """``(*batch, nnz)``."""
 
 
 @final
@@ -77,6 +98,11 @@ class System:
         """Whether the modules of F now hold other tensors than when the solution was certified."""
         return any(place.read() is not tensor for place, tensor in self.places)
 
+    @property
+    def needs_care(self) -> bool:
+        """Whether F cannot simply be called: it captures tensors for which others are to stand."""
+        return bool(self.captured) or self.has_moved
+
     def residual(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
         """F(y, θ) in the user's own shapes."""
         return self._call(self.function, y, theta, reads_all=self.reads_all)
@@ -101,7 +127,7 @@ class System:
         self, function: Callable[..., Tensor], y: Tensor, theta: Sequence[Tensor], *, reads_all: bool = False
     ) -> Tensor:
         args = self.arguments.unflatten(theta)
-        if not self.captured and not self.has_moved:
+        if not self.needs_care:
             return function(y, *args)
         stand_ins = theta[len(self.arguments.tensors) :]
         with Substitution(self.captured, stand_ins, self.places) as substitution:

@@ -26,7 +26,7 @@ from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments, SystemShape
 from invlayer_core.structured import Structure, matches
 
-__all__ = ["CallableForward", "Forward", "run_forward"]
+__all__ = ["CallableForward", "Forward", "Slices", "run_forward"]
 
 
 class Forward(ABC):
@@ -128,14 +128,14 @@ class CallableForward(Forward):
         y = structure.pack(self.name, result).detach()
         return y, Outcome.without_claims(y, y.shape[:-1], aux, structure)
 
-    def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:
-        return _Slices(self, size, tuple(dims))
+    def mapped(self, size: int, dims: Sequence[int | None]) -> Slices:
+        return Slices(self, size, tuple(dims))
 
 
 @final
 @dataclass(frozen=True)
-class _Slices(Forward):
-    """A user's function called once per slice of a mapped dimension: its batch rule is not ours to guess."""
+class Slices(Forward):
+    """A forward that is run once per slice of a mapped dimension: its batch rule is not ours to guess."""
 
     inner: Forward
     size: int
@@ -156,7 +156,7 @@ class _Slices(Forward):
     @property
     def expected(self) -> Size | None:
         """The shape of y, if it is known before the solve: from y0, the first of the tensors."""
-        inner = self.inner.expected if isinstance(self.inner, (CallableForward, _Slices)) else None
+        inner = getattr(self.inner, "expected", None)
         return None if inner is None else Size((self.size, *inner))
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
@@ -174,8 +174,12 @@ class _Slices(Forward):
             status=torch.stack([outcome.status for outcome in outcomes]),
             iterations=torch.stack([outcome.iterations for outcome in outcomes]),
             message=tuple(message for outcome in outcomes for message in outcome.message),
+            cause=next((outcome.cause for outcome in outcomes if outcome.cause is not None), None),
             aux=tuple(aux for outcome in outcomes for aux in outcome.aux),
             structure=_same_structure(self.name, outcomes),
+            how=outcomes[0].how,
+            why=outcomes[0].why,
+            start=_stacked([outcome.start for outcome in outcomes]),
         )
         return torch.stack([y for y, _ in runs]), joined
 
@@ -188,8 +192,13 @@ class _Slices(Forward):
         y = tensors[0].new_empty(self.expected)
         return y, Outcome.without_claims(y, SystemShape.of(y, self.event_dims).batch, ())
 
-    def mapped(self, size: int, dims: Sequence[int | None]) -> _Slices:
-        return _Slices(self, size, tuple(dims))
+    def mapped(self, size: int, dims: Sequence[int | None]) -> Slices:
+        return Slices(self, size, tuple(dims))
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    given = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(given) if given else None
 
 
 def _same_structure(name: str, outcomes: Sequence[Outcome]) -> Structure | None:

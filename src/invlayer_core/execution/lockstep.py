@@ -7,30 +7,37 @@ next round begins. Torch is only ever called by the conductor, the thread that t
 
 Threads and not greenlets: MINPACK and LSODA keep C and Fortran frames on the stack while they call back.
 Plain locks and not semaphores: a baton changes hands in half the time, and once per request.
+
+Batches of more samples than threads go in chunks, whose rows stay where they are until the chunk is done: so
+the place of a row among those that F is evaluated at, on which its rounding may depend, is that of its number
+alone, and not a matter of what the others do.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import Tensor
 
+from invlayer_core.execution.evaluation import Wanted
 from invlayer_core.execution.limits import SampleTimeout
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.samples import SampleRecord, resting_rows, to_numpy
-from invlayer_core.execution.workload import Wanted, Workload
-from invlayer_core.solvers.contract import BatchProblem
+from invlayer_core.execution.workload import Workload
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["run_in_lockstep"]
+__all__ = ["CHUNK", "run_in_lockstep"]
 
-_THREADS = 256  # solves at once; larger batches go in chunks
+CHUNK = 128
+"""Threads, and so the samples that are solved at once: with twice as many, their stacks fall out of the
+caches, and a baton takes twice as long."""
 
 
 @final
@@ -45,24 +52,35 @@ def _baton() -> threading.Lock:
     return lock
 
 
+def _be_patient() -> None:
+    """Let this thread, when it is woken, not displace the one that wakes it and still has Python's lock.
+
+    Linux would do so, only to find that the lock is taken, and to switch back: a baton then costs two to
+    three changes of threads instead of one. The setting is this thread's own, and ends with it.
+    """
+    with suppress(AttributeError, OSError):
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 @final
 class _Player:
-    """One solver in its thread, running only while it holds the baton.
+    """A thread that solves one sample at a time, running only while it holds the baton.
 
     Parameters
     ----------
-    index : int
     play : callable
-        Solves the sample, and keeps what becomes of it.
+        Solves the sample that the player is at, and keeps what becomes of it.
     timeout : float, optional
         Seconds that its own turns, and its share of the answers, may take together.
     """
 
-    def __init__(self, index: int, play: Callable[[_Player], None], timeout: float | None) -> None:
-        self.index = index
-        self.request: tuple[Wanted, np.ndarray] | None = None
+    def __init__(self, play: Callable[[_Player], None], timeout: float | None) -> None:
+        self.index: int | None = None  # None: it is to go
+        self.wanted: Wanted | None = None  # None: it has solved its sample
+        self.point: Any = None
         self.answer: np.ndarray | Exception | None = None
-        self.cancelled = self.finished = False
+        self.cancelled = False
         self.failure: BaseException | None = None
         self.spent, self.timeout = 0.0, timeout
         self.baton, self.after = _baton(), _baton()  # what it waits for, and what it hands on
@@ -71,73 +89,100 @@ class _Player:
         self._thread.start()
 
     def _run(self, play: Callable[[_Player], None]) -> None:
+        _be_patient()
         self.baton.acquire()
-        self._began = time.perf_counter()
-        try:
-            if not self.cancelled:
+        while self.index is not None:
+            self.spent, self._began = 0.0, time.perf_counter()
+            try:
                 play(self)
-        except _Cancelled:
-            pass
-        except BaseException as failure:  # not of the sample (those are kept): the conductor raises it
-            self.failure = failure
-        finally:
-            self.request, self.finished = None, True
+            except _Cancelled:
+                pass
+            except BaseException as failure:  # not of the sample (those are kept): the conductor raises it
+                self.failure = failure
+            self.wanted = None
             self.after.release()
+            self.baton.acquire()
 
     def ask(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
         """Called by the solver: leave a request, hand the baton on, and wait for the answer."""
-        self.request = (wanted, y)
-        self.spent += time.perf_counter() - self._began
-        if self.timeout is not None and self.spent > self.timeout:
-            raise SampleTimeout(self.timeout)
+        self.wanted, self.point = wanted, y
+        if self.timeout is not None:
+            self._check_time(self.timeout)
         self.after.release()
         self.baton.acquire()
-        self._began = time.perf_counter()
         if self.cancelled:
             raise _Cancelled
+        if self.timeout is not None:
+            self._began = time.perf_counter()
         if isinstance(self.answer, Exception):
             raise self.answer
         assert self.answer is not None
         return self.answer
 
-    def join(self) -> None:
+    def _check_time(self, timeout: float) -> None:
+        self.spent += time.perf_counter() - self._began
+        if self.spent > timeout:
+            raise SampleTimeout(timeout)
+
+    def dismiss(self) -> None:
+        """End its thread, which waits for the baton."""
+        self.index = None
+        self.baton.release()
         self._thread.join()
-        if self.failure is not None and not self.cancelled:
-            raise self.failure
 
 
 @final
 class _Ensemble:
-    """The players of one chunk, and where their baton is."""
+    """All players, those that are at a sample, and where their baton is."""
 
-    def __init__(self) -> None:
+    def __init__(self, play: Callable[[_Player], None], timeout: float | None) -> None:
+        self._play, self._timeout = play, timeout
+        self.players: list[_Player] = []
         self.live: list[_Player] = []
         self._own, self._out = _baton(), False
 
-    def play_round(self) -> None:
-        """Let every live player run to its next request; those that finish leave."""
+    def begin(self, samples: range) -> None:
+        """Give each player one of the samples."""
+        while len(self.players) < len(samples):
+            self.players.append(_Player(self._play, self._timeout))
+        self.live = self.players[: len(samples)]
+        for player, index in zip(self.live, samples, strict=True):
+            player.index = index
+        self._line_up()
+
+    def _line_up(self) -> None:
         for player, following in zip(self.live, self.live[1:], strict=False):
             player.after = following.baton
-        self.live[-1].after = self._own
+        if self.live:
+            self.live[-1].after = self._own
+
+    def play_round(self) -> None:
+        """Let every live player run to its next request; those that have solved their sample leave."""
         self._out = True
         self.live[0].baton.release()
         self._own.acquire()
         self._out = False
-        finished = [player for player in self.live if player.finished]
-        self.live = [player for player in self.live if not player.finished]
-        for player in finished:
-            player.join()
+        asking = [player for player in self.live if player.wanted is not None]
+        if len(asking) < len(self.live):
+            failure = next((player.failure for player in self.live if player.failure is not None), None)
+            self.live = asking
+            self._line_up()
+            if failure is not None:
+                raise failure
 
-    def cancel(self) -> None:
-        """End all players where they wait, or at their next request."""
+    def disband(self) -> None:
+        """End all players, where they wait or at their next request."""
         for player in self.live:
             player.cancelled = True
         if self._out:  # interrupted while waiting: the baton comes back first
             self._own.acquire()
         for player in self.live:
-            player.after = _baton()
-            player.baton.release()
-            player.join()
+            player.after = self._own
+            if player.wanted is not None:  # in the middle of a solve, which ends now
+                player.baton.release()
+                self._own.acquire()
+        for player in self.players:
+            player.dismiss()
 
 
 def run_in_lockstep(workload: Workload, done: Callable[[], Any]) -> Outcome:
@@ -151,67 +196,66 @@ def run_in_lockstep(workload: Workload, done: Callable[[], Any]) -> Outcome:
         Called whenever a sample is done.
     """
     record = SampleRecord(workload.y0, done)
-    resting = resting_rows(workload.y0)
 
     def play(player: _Player) -> None:
-        record.keep(player.index, workload.solve(player.index, player.ask))
+        assert player.index is not None
+        ask = workload.remembering(player.index, player.ask)
+        record.keep(player.index, workload.solve(player.index, ask))
 
-    for start in range(workload.todo.start, workload.todo.stop, _THREADS):
-        ensemble = _Ensemble()
-        try:
-            for index in range(start, min(start + _THREADS, workload.todo.stop)):
-                ensemble.live.append(_Player(index, play, workload.limits.timeout))
+    ensemble = _Ensemble(play, workload.limits.timeout)
+    try:
+        for start in range(workload.todo.start, workload.todo.stop, CHUNK):
+            stop = min(start + CHUNK, workload.todo.stop)
+            conductor = _Conductor(workload, start, stop)
+            ensemble.begin(range(start, stop))
             while ensemble.live:
                 ensemble.play_round()
-                _answer_all(ensemble.live, workload, resting)
-        finally:  # Ctrl-C, or a failure of the conductor itself: leave no thread behind
-            ensemble.cancel()
+                conductor.answer(ensemble.live)
+    finally:  # Ctrl-C, or a failure of the conductor itself: leave no thread behind
+        ensemble.disband()
     return record.outcome("lockstep")
 
 
-def _answer_all(live: Sequence[_Player], workload: Workload, resting: Tensor) -> None:
-    problem = workload.problem()
-    requests: dict[Wanted, list[_Player]] = {}
-    for player in live:
-        if player.request is not None:
-            requests.setdefault(player.request[0], []).append(player)
-    for wanted, asking in requests.items():
-        began = time.perf_counter()
-        _answer(asking, wanted, workload, problem, resting)
-        share = (time.perf_counter() - began) / len(asking)
-        for player in asking:
-            player.spent += share
+@final
+class _Conductor:
+    """Answers the requests of one chunk: by evaluations of its rows alone, where the batch can be divided."""
 
+    def __init__(self, workload: Workload, start: int, stop: int) -> None:
+        divided = workload.rowwise is not None
+        part = workload.rows(start, stop) if divided else workload
+        self._workload, self._first = workload, start if divided else 0
+        self._problem, self._like = part.problem(), part.y0
+        self._rest = to_numpy(resting_rows(part.y0))
 
-def _answer(
-    asking: Sequence[_Player], wanted: Wanted, workload: Workload, problem: BatchProblem, resting: Tensor
-) -> None:
-    """One evaluation for all who ask; one each, only if that raises, to find out whose it was."""
-    try:
-        rows = resting.clone()
-        index = torch.tensor([player.index for player in asking], device=rows.device)
-        rows[index] = _stack(asking, problem.size).to(rows)
-        values = to_numpy(getattr(problem, wanted)(rows)[index])
-    except Exception:
-        _answer_alone(asking, wanted, workload)
-        return
-    for player, value in zip(asking, values, strict=True):
-        player.answer = value  # a row of its own, which the solver may overwrite
+    def answer(self, live: Sequence[_Player]) -> None:
+        requests: dict[Wanted, list[_Player]] = {}
+        for player in live:
+            if player.wanted is not None:
+                requests.setdefault(player.wanted, []).append(player)
+        for wanted, asking in requests.items():
+            began = time.perf_counter()
+            self._answer(asking, wanted)
+            share = (time.perf_counter() - began) / len(asking)
+            for player in asking:
+                player.spent += share
 
-
-def _stack(asking: Sequence[_Player], size: int) -> Tensor:
-    rows = torch.empty(len(asking), size, dtype=torch.float64)
-    array = rows.numpy()
-    for row, player in zip(array, asking, strict=True):
-        if player.request is not None:
-            row[:] = player.request[1].reshape(size)
-    return rows
-
-
-def _answer_alone(asking: Sequence[_Player], wanted: Wanted, workload: Workload) -> None:
-    for player in asking:
-        assert player.request is not None
+    def _answer(self, asking: Sequence[_Player], wanted: Wanted) -> None:
+        """One evaluation for all who ask; one each, only if that raises, to find out whose it was."""
+        points, first = self._rest.copy(), self._first
         try:
-            player.answer = workload.alone(player.index)(wanted, player.request[1])
-        except Exception as error:  # handed to the solver of that sample, as in a serial run
-            player.answer = error
+            for player in asking:
+                points[player.index - first] = player.point  # type: ignore[operator]
+            values = to_numpy(getattr(self._problem, wanted)(torch.from_numpy(points).to(self._like)))
+        except Exception:
+            self._answer_alone(asking, wanted)
+            return
+        for player in asking:  # a row of its own, which the solver may overwrite
+            player.answer = values[player.index - first]  # type: ignore[operator]
+
+    def _answer_alone(self, asking: Sequence[_Player], wanted: Wanted) -> None:
+        for player in asking:
+            assert player.index is not None
+            try:
+                player.answer = self._workload.alone(player.index)(wanted, player.point)
+            except Exception as error:  # handed to the solver of that sample, as in a serial run
+                player.answer = error

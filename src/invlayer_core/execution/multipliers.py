@@ -23,6 +23,7 @@ from torch import Tensor
 __all__ = ["estimate_multipliers"]
 
 _SLACK = 1e-3  # a constraint with as much slack, relative to 1 + |y|, weighs as much as its gradient
+_INACTIVE = 0.03  # a constraint with more slack has no multiplier
 _ACTIVE = 1e-5  # slack, relative to 1 + |y|, up to which an inequality is taken for active
 _WEAK = 1e-4  # a multiplier this small beside the largest one vanishes
 _LEAST = (0.1, 0.01, 0.001)  # what active multipliers are asked to be at least, beside the largest one
@@ -52,7 +53,8 @@ def estimate_multipliers(slope: Tensor, jacobian: Tensor, slack: Tensor, y: Tens
     size = 1 + y.abs().amax(-1, keepdim=True)
     weights = torch.where(free, 0.0, slack.abs() / (_SLACK * size)).nan_to_num(nan=0.0).clamp_max(1e4)
     rows = torch.nan_to_num(jacobian, posinf=0.0, neginf=0.0)
-    fit = _Fit(torch.nan_to_num(slope), rows, weights, free, free | slack.isfinite())
+    usable = free | (slack <= _INACTIVE * size)  # elsewhere λ is zero, and not only small
+    fit = _Fit(torch.nan_to_num(slope), rows, weights, free, usable)
     multipliers = fit.solve(torch.zeros_like(slack))
     active = ~free & (slack.abs() <= _ACTIVE * size)
     return _strictly(fit, multipliers, active)

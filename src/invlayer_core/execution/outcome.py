@@ -37,6 +37,8 @@ class Outcome:
         Of the unknowns, where a solver function returned something else than one real tensor.
     how, why : str
         How the batch was run, and why so; empty where there is but one way.
+    start : Tensor of int64, ``(B,)``, or None
+        Which of several starts each sample's solution comes from; None where there was one.
     recorded : Tensor or None
         y on the graph, where the iterations were recorded.
     """
@@ -51,6 +53,7 @@ class Outcome:
     without_doubts: bool = False  # whether every sample is claimed, known without a look at values
     how: str = ""
     why: str = ""
+    start: Tensor | None = None
     recorded: Tensor | None = None
 
     @classmethod

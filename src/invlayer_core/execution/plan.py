@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, final, get_args
 
 from invlayer_core.errors import ConditionsError
+from invlayer_core.execution.evaluation import AtStart, evaluate_starts
 from invlayer_core.execution.executor import run_on_executor
 from invlayer_core.execution.limits import Limits, progress_bar
-from invlayer_core.execution.lockstep import run_in_lockstep
+from invlayer_core.execution.lockstep import CHUNK, run_in_lockstep
 from invlayer_core.execution.narrowing import Probe, probe
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.processes import run_in_processes
@@ -23,8 +24,10 @@ __all__ = ["BatchMode", "check_batch", "check_batched", "run_workload"]
 
 BatchMode = Literal["auto", "serial", "threads", "processes", "lockstep", "stacked"]
 
-_TURN: Final = 20e-6  # seconds that a request costs in lockstep: a change of threads, a row to stack and copy
+_TURN: Final = 10e-6  # seconds that a request costs in lockstep: a change of threads, a row to stack and copy
 _FEW: Final = 8  # samples from which Jacobians in one call are worth the start
+
+_IN_PROCESS: Final = ("serial", "threads", "lockstep")
 
 _RUNS: Final[Mapping[str, Callable[[Workload, Callable[[], Any]], Outcome]]] = MappingProxyType(
     {
@@ -102,16 +105,25 @@ def run_workload(workload: Workload, asked: BatchMode, *, thread_safe: bool) -> 
     """
     if asked == "stacked":
         _require_stackable(workload)
+    if asked == "lockstep":
+        _require_turns(workload)
     count = len(workload.todo)
-    divides = count > 1 and asked not in ("lockstep", "stacked")
+    divides = count > 1 and asked != "stacked" and (asked != "lockstep" or count > CHUNK)
     tried = probe(workload) if divides else Probe(None, 0.0, 0.0)
     workload = replace(workload, rowwise=tried.rowwise)
     choice = _choose(workload, tried, thread_safe=thread_safe) if asked == "auto" else _Choice(asked, "")
     if count == 0:
         choice = _Choice("serial", "the batch is empty")
+    if count > 1 and choice.how in _IN_PROCESS:
+        workload = replace(workload, at_start=_at_start(workload))
     with progress_bar(count, show=workload.limits.progress) as done:
         outcome = _RUNS[choice.how](workload, done)
     return replace(outcome, why=choice.why)
+
+
+def _at_start(workload: Workload) -> AtStart | None:
+    jacobian = workload.solver.takes_jacobian(workload.options_of(0))
+    return evaluate_starts(workload.problem(), workload.y0, jacobian=jacobian)
 
 
 def _choose(workload: Workload, tried: Probe, *, thread_safe: bool) -> _Choice:
@@ -123,10 +135,11 @@ def _choose(workload: Workload, tried: Probe, *, thread_safe: bool) -> _Choice:
     # Never "stacked" unasked: there a sample's value depends on the others, within the tolerance.
     if not thread_safe:
         return _Choice("serial", "the solver is not declared thread-safe")
-    if count >= _FEW and workload.solver.takes_jacobian(options):
-        return _Choice(
-            "lockstep", "the solver is thread-safe and asks for Jacobians, which are dear one by one"
-        )
+    if not workload.solver.takes_turns(options):
+        return _Choice("serial", "the solver holds a lock while it asks for F")
+    solver = workload.solver
+    if count >= _FEW and solver.takes_jacobian(options) and solver.renews_jacobian(options):
+        return _Choice("lockstep", "the solver asks for Jacobians on its way, which are dear one by one")
     return _by_cost(tried, count)
 
 
@@ -140,6 +153,14 @@ def _by_cost(tried: Probe, count: int) -> _Choice:
     if tried.alone > share + _TURN:
         return _Choice("lockstep", measured)
     return _Choice("serial", f"{measured}: turns in lockstep would cost more than they save")
+
+
+def _require_turns(workload: Workload) -> None:
+    if workload.y0.shape[0] and not workload.solver.takes_turns(workload.options_of(0)):
+        raise ConditionsError(
+            f"{workload.name} with options {sorted(workload.options_of(0))} holds a lock while it asks for "
+            "F: batch='lockstep' would never end. Accepted are 'auto', 'serial', 'threads' and 'processes'."
+        )
 
 
 def _is_stackable(workload: Workload) -> bool:

@@ -67,13 +67,19 @@ def report_of(solve: Callable[[], SolverResult], size: int) -> SampleReport:
     wrong = _what_is_wrong(result, size)
     if wrong:
         return SampleReport(Status.WRONG_SHAPE, wrong)
+    y: Any = result.y
     return SampleReport(
-        status=Status.CONVERGED if bool(result.success) else Status.NOT_CONVERGED,
+        status=_claimed(result),
         message=message_of(result),
-        y=to_numpy(torch.as_tensor(result.y)),
+        y=y.copy() if _is_vector(y, size) else to_numpy(torch.as_tensor(y)),
         iterations=int(result.iterations),
         aux=result.aux,
     )
+
+
+def _is_vector(y: Any, size: int) -> bool:
+    """Whether y is float64 NumPy ``(n,)``, as nearly always."""
+    return getattr(y, "dtype", None) == "float64" and y.shape == (size,)
 
 
 @final
@@ -90,9 +96,9 @@ class SampleRecord:
     def __init__(self, y0: Tensor, done: Callable[[], Any] = lambda: None) -> None:
         count = y0.shape[0]
         self.like = y0
-        self.rows = torch.full(y0.shape, torch.nan, dtype=torch.float64)
-        self.status = torch.full((count,), int(Status.CONVERGED))
-        self.iterations = torch.full((count,), -1)
+        self.rows = torch.full(y0.shape, torch.nan, dtype=torch.float64).numpy()
+        self.status = [int(Status.CONVERGED)] * count
+        self.iterations = [-1] * count
         self.message = [""] * count
         self.aux: list[Mapping[str, Any]] = [{}] * count
         self.errors: dict[int, Exception] = {}
@@ -105,7 +111,7 @@ class SampleRecord:
     def add(self, index: int, report: SampleReport) -> None:
         """Keep what became of sample ``index``."""
         if report.y is not None:
-            self.rows[index] = torch.from_numpy(report.y)
+            self.rows[index] = report.y
         if report.error is not None:
             self.errors[index] = report.error
         self.status[index], self.iterations[index] = int(report.status), report.iterations
@@ -119,9 +125,9 @@ class SampleRecord:
             raise cause
         device = self.like.device
         return Outcome(
-            y=self.rows.to(self.like),
-            status=self.status.to(device),
-            iterations=self.iterations.to(device),
+            y=torch.from_numpy(self.rows).to(self.like),
+            status=torch.tensor(self.status, dtype=torch.int64, device=device),
+            iterations=torch.tensor(self.iterations, dtype=torch.int64, device=device),
             message=tuple(self.message),
             cause=cause,
             aux=tuple(self.aux),
@@ -129,8 +135,28 @@ class SampleRecord:
         )
 
 
+def _is_as_usual(result: Any, size: int) -> bool:
+    """Whether there is nothing to convert: a quick look, as results come by the thousand."""
+    return (
+        type(result) is SolverResult
+        and type(result.success) is bool
+        and type(result.iterations) is int
+        and type(result.message) is str
+        and type(result.aux) is dict
+        and _is_vector(result.y, size)
+    )
+
+
+def _claimed(result: SolverResult) -> Status:
+    if result.no_solution:
+        return Status.NO_SOLUTION
+    return Status.CONVERGED if bool(result.success) else Status.NOT_CONVERGED
+
+
 def _what_is_wrong(result: Any, size: int) -> str:
     """Why a result cannot be used, in one sentence; empty if it can."""
+    if _is_as_usual(result, size):
+        return ""
     if not isinstance(result, SolverResult):
         return f"solve() returned {type(result).__name__}; accepted is a SolverResult."
     try:

@@ -49,6 +49,7 @@ def _compact(workload: Workload) -> Workload:
         option_tensors=tuple(tensor.clone() for tensor in workload.option_tensors),
         options=replace(workload.options, tensors=workload.options.tensors[:0]),
         limits=replace(workload.limits, executor=None, progress=False),
+        at_start=None,
     )
 
 

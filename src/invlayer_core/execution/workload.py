@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -17,18 +17,18 @@ from torch import Size, Tensor
 
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
+from invlayer_core.execution.evaluation import AmongOthers, Ask, AtStart, Remembering, Row, RowForm, Wanted
 from invlayer_core.execution.limits import NO_LIMITS, Deadline, Limits
-from invlayer_core.execution.samples import SampleReport, report_of, resting_rows, to_numpy
+from invlayer_core.execution.linearized import Linearized
+from invlayer_core.execution.options import OptionRows
+from invlayer_core.execution.samples import SampleReport, report_of, to_numpy
 from invlayer_core.solvers.contract import BatchProblem, SampleProblem, Solver, SolverResult
 from invlayer_core.structure import Arguments, SystemShape
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Derivatives", "Wanted", "Workload"]
-
-Wanted = str
-"""What a solver asks for: a method of :class:`Problem` that takes y."""
+__all__ = ["Derivatives", "Workload"]
 
 
 @final
@@ -70,6 +70,8 @@ class Workload:
         The rows to solve.
     first : int
         The number of row 0 in the user's batch.
+    at_start : AtStart or None
+        What is known of every sample at its start.
     recorded : bool
         Whether what the problem gives hangs on the graph.
     """
@@ -87,6 +89,7 @@ class Workload:
     rowwise: tuple[bool, ...] | None = None
     todo: range = field(default=range(0))
     first: int = 0
+    at_start: AtStart | None = None
     recorded: bool = False
 
     @property
@@ -99,7 +102,7 @@ class Workload:
         """All systems at once."""
         return BatchProblem(
             self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second,
-            {name: partial(self._part, name) for name in self.part_names}, _Linearized(self),
+            {name: partial(self._part, name) for name in self.part_names}, Linearized(self),
         )  # fmt: skip
 
     @property
@@ -178,129 +181,89 @@ class Workload:
             option_tensors=tuple(self._cut(t, lead, start) if t.ndim else t for t in self.option_tensors),
             todo=range(stop - start),
             first=self.first + start,
+            at_start=None,
         )
 
     def _cut(self, tensor: Tensor, lead: Size, start: int) -> Tensor:
+        if len(lead) == 1:
+            return tensor[start : start + lead[0]]
         rest = tensor.shape[len(lead) :]
         rows = tensor.reshape(self.y0.shape[0], *rest)[start : start + lead[-1]]
         return rows.reshape(*lead, *rest)
 
+    @cached_property
+    def _guesses(self) -> np.ndarray:
+        return to_numpy(self.y0)
+
+    @cached_property
+    def _option_rows(self) -> OptionRows:
+        dims = len(self.system.shape.batch)
+        return OptionRows(self.options, self.option_tensors, dims, self.y0.shape[0])
+
     def options_of(self, index: int) -> dict[str, Any]:
         """A fresh dict of options for one sample: its row of every tensor, as float64 NumPy or a float."""
-        rows: list[Any] = [self._option_row(tensor, index) for tensor in self.option_tensors]
-        (options,) = self.options.unflatten(rows)
-        return dict(options)
+        return self._option_rows.of(index)
 
-    def _option_row(self, tensor: Tensor, index: int) -> Any:
-        if tensor.ndim:
-            rest = tensor.shape[len(self.system.shape.batch) :]
-            tensor = tensor.reshape(self.y0.shape[0], *rest)[index]
-        return to_numpy(tensor) if tensor.ndim else tensor.item()
-
-    def sample(self, index: int, ask: Callable[[Wanted, np.ndarray], np.ndarray]) -> SampleProblem:
+    def sample(self, index: int, ask: Ask) -> SampleProblem:
         """System ``index``, evaluated by ``ask``."""
         return SampleProblem(
             self.kind,
             self.system.shape.size,
             self.first + index,
-            lambda y: ask("residual", y),
-            lambda y: ask("jacobian", y),
-            lambda y: ask("second_derivative", y),
+            partial(ask, "residual"),
+            partial(ask, "jacobian"),
+            partial(ask, "second_derivative"),
             {name: partial(ask, name) for name in self.part_names},
         )
 
-    def alone(self, index: int) -> Callable[[Wanted, np.ndarray], np.ndarray]:
+    @cached_property
+    def row_form(self) -> RowForm:
+        """What all systems have in common when each is evaluated by itself."""
+        shape = self.system.shape
+        batch = shape.batch if self.y0.shape[0] == 1 else Size(1 for _ in shape.batch)
+        plain = not self.system.needs_care
+        return RowForm(self.system.function, batch + shape.event, self.y0[:0], plain)
+
+    def args_of(self, index: int) -> tuple[Any, ...]:
+        """The args of system ``index`` as a batch of one."""
+        theta = self.theta
+        if self.rowwise is not None:
+            lead = Size(1 for _ in self.system.shape.batch)
+            pairs = zip(theta, self.rowwise, strict=True)
+            theta = tuple([self._cut(t, lead, index) if rowwise else t for t, rowwise in pairs])
+        return self.system.arguments.unflatten(theta)
+
+    def alone(self, index: int) -> Ask:
         """How system ``index`` is evaluated by itself, or if need be with every other row at rest."""
-        part = self.rows(index, index + 1)
-        problem, like = part.problem(), part.y0
-        if like.shape[0] == 1:
-            return _Row(part, problem)
-        resting = resting_rows(like)
+        if self.y0.shape[0] == 1 or self.rowwise is not None:
+            return Row(self, index)
+        return AmongOthers(self, index)
 
-        def evaluate(wanted: Wanted, y: np.ndarray) -> np.ndarray:
-            row = torch.as_tensor(y, dtype=torch.float64).to(like)
-            rows = resting.clone()
-            rows[index] = row.reshape(-1)
-            return to_numpy(getattr(problem, wanted)(rows)[index])
+    def remembering(self, index: int, ask: Ask) -> Ask:
+        """``ask`` for system ``index``, but not for what is known already."""
+        return ask if self.at_start is None else Remembering(ask, *self.at_start.of(index))
 
-        return evaluate
-
-    def solve(
-        self, index: int, ask: Callable[[Wanted, np.ndarray], np.ndarray]
-    ) -> Callable[[], SolverResult]:
+    def solve(self, index: int, ask: Ask) -> Callable[[], SolverResult]:
         """The solve of one sample, ready to run; the solver gets private copies of guess and options."""
         return lambda: self.solver.solve(
-            self.sample(index, ask), to_numpy(self.y0[index]), self.options_of(index)
+            self.sample(index, ask), self._guesses[index].copy(), self.options_of(index)
         )
 
-    def report(self, index: int, check: Callable[[], Any] = lambda: None) -> SampleReport:
+    def report(self, index: int, check: Callable[[], Any] | None = None) -> SampleReport:
         """Solve one sample by itself; ``check`` may end it whenever it asks for F."""
-        evaluate, deadline = self.alone(index), Deadline(self.limits.timeout)
+        ask = self.alone(index)
+        if check is not None or self.limits.timeout is not None:
+            ask = _checking(ask, check, Deadline(self.limits.timeout))
+        solve = self.solve(index, self.remembering(index, ask))
+        with torch.no_grad():  # each thread has a grad mode of its own
+            return report_of(solve, self.system.shape.size)
 
-        def ask(wanted: Wanted, y: np.ndarray) -> np.ndarray:
+
+def _checking(ask: Ask, check: Callable[[], Any] | None, deadline: Deadline) -> Ask:
+    def checked(wanted: Wanted, y: np.ndarray) -> np.ndarray:
+        if check is not None:
             check()
-            deadline.check()
-            return evaluate(wanted, y)
+        deadline.check()
+        return ask(wanted, y)
 
-        return report_of(self.solve(index, ask), self.system.shape.size)
-
-
-@final
-class _Linearized:
-    """F or a part, by name, with its Jacobian: from one evaluation, with as little around it as can be."""
-
-    def __init__(self, workload: Workload) -> None:
-        self.workload, self.shape = workload, workload.system.shape
-        self.systems = {"residual": workload.system}
-
-    def __call__(self, name: str, y: Tensor) -> tuple[Tensor, Tensor]:
-        workload, point = self.workload, y.reshape(self.shape.full)
-        system, given = self._system(name), f"{name}_jacobian"
-        if given in workload.system.parts:  # the user's own
-            with workload.recording():
-                value = system.residual(point, workload.theta)
-                blocks = self._system(given).residual(point, workload.theta)
-        else:
-            value, blocks = workload.derivatives.linearized(system, point, workload.theta, workload.recorded)
-        if name == "residual":
-            return workload.checked(value, y), blocks
-        system.check_residual(value)
-        value, blocks = value.reshape(y.shape[0], -1), blocks.reshape(y.shape[0], -1, y.shape[1])
-        return (value if value.dtype == y.dtype else value.to(y.dtype)), blocks
-
-    def _system(self, name: str) -> System:
-        if name not in self.systems:
-            self.systems[name] = self.workload.system.of_part(name)
-        return self.systems[name]
-
-
-@final
-class _Row:
-    """The evaluation of a batch of one, with as little around a cheap F as can be."""
-
-    def __init__(self, part: Workload, problem: BatchProblem) -> None:
-        self.problem, self.like, self.shape = problem, part.y0, part.system.shape
-        self.function = part.system.function
-        self.args = None if part.system.captured else part.system.arguments.unflatten(part.theta)
-
-    def __call__(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
-        row = torch.as_tensor(y, dtype=torch.float64)
-        if row.dtype != self.like.dtype or row.device != self.like.device:
-            row = row.to(self.like)
-        value: Any = None
-        if wanted == "residual" and self.args is not None:
-            with torch.no_grad():
-                value = self.function(row.reshape(self.shape.full), *self.args)
-        if not self._is_sound(value):  # a derivative; or let the careful way tell what is wrong
-            value = getattr(self.problem, wanted)(row.reshape(1, -1))[0]
-            return to_numpy(value)
-        return to_numpy(value.reshape(-1))
-
-    def _is_sound(self, value: Any) -> bool:
-        batch = self.shape.batch
-        return (
-            isinstance(value, Tensor)
-            and value.dtype == self.like.dtype
-            and value.numel() == self.shape.size
-            and value.shape[: len(batch)] == batch
-        )
+    return checked

@@ -36,7 +36,9 @@ def root(
         ``nn.Module``. Every sample must be treated alone. For a pytree y it gets that structure, and
         returns a tensor or pytree of as many equations.
     y0 : Tensor of shape ``(*batch, n)``, real or complex, or a pytree of tensors ``(*batch, *event)``
-        Where the solver starts; its shape is that of y. No gradient flows to it.
+        Where the solver starts; its shape is that of y. No gradient flows to it. Or a function
+        ``y0(*args)`` that makes such a guess. With ``n_starts=k``, k of them one after the other:
+        ``(k, *batch, n)``.
     args : tuple of pytrees, or one tensor
         What f depends on besides y; batched or not, as f itself broadcasts.
     solver : str, Solver or callable
@@ -48,7 +50,7 @@ def root(
         Your own ``∂f/∂y (y, *args) -> (*batch, n, n)`` in torch, if it is faster than autograd; for real y.
     **keywords
         ``on_failure, atol, rtol, polish, event_dims, adjoint, batch, executor, timeout, progress,
-        return_info``: see ``Settings``.
+        return_info, compile, n_starts, warm_start``: see ``Settings``.
 
     Returns
     -------

@@ -56,7 +56,7 @@ def implicit_function(
     >>> bool((a.grad - 1 / 12).abs() < 1e-14)
     True
     """
-    settings = read_settings(keywords)
+    settings = read_settings(keywords, from_guess=False)
 
     def decorate(solve: Callable[..., Any]) -> Callable[..., Any]:
         traceable = TraceableFunction(conditions, jacobian, keywords, solve)

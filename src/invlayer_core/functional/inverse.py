@@ -88,7 +88,7 @@ def _inverse(
             f"inverse(x, g, ...): got {came}; accepted is exactly one of them: the inverse f of g as a torch "
             "function, or its Jacobian at y = g(x)."
         )
-    settings = read_settings(keywords)
+    settings = read_settings(keywords, from_guess=False)
     if is_real_tensor(x):
         arguments, dtype = Arguments.flatten((working_precision(x),)), x.dtype
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ def _least_squares(
     hessian: Callable[..., Tensor] | None,
     keywords: CommonKeywords,
 ) -> Any:
-    unknowns = Unknowns.of("least_squares", y0, keywords)
+    unknowns = Unknowns.of("least_squares", y0, args, keywords)
     given = None if jacobian is None else unknowns.function(jacobian)
     objective = HalfSquares(unknowns.packed(residuals), given)
     return _solve("least_squares", objective, unknowns, args, solver, options, hessian, keywords)
@@ -146,7 +146,7 @@ def _stationary(
     hessian: Callable[..., Tensor] | None,
     keywords: CommonKeywords,
 ) -> Any:
-    unknowns = Unknowns.of(kind, y0, keywords)
+    unknowns = Unknowns.of(kind, y0, args, keywords)
     return _solve(kind, unknowns.function(objective), unknowns, args, solver, options, hessian, keywords)
 
 
@@ -161,7 +161,6 @@ def _solve(
     keywords: CommonKeywords,
 ) -> Any:
     """Both kinds, for unknowns that are a vector per sample."""
-    plain = cast(CommonKeywords, {**keywords, "event_dims": 1})
     solution = solve_from_guess(
         kind,
         StationarityConditions(objective),
@@ -170,7 +169,7 @@ def _solve(
         unknowns.solver(solver),
         options,
         None if hessian is None else unknowns.function(hessian),
-        plain,
+        unknowns.keywords(kind, keywords),
     )
     if keywords.get("return_info"):
         return unknowns.restore(solution[0]), solution[1]

@@ -29,6 +29,7 @@ from invlayer_core.execution.program import ProgramForward
 from invlayer_core.functional.unknowns import Unknowns
 from invlayer_core.implicit import Settings, Solution, find_captured, solve_implicitly
 from invlayer_core.inputs import check_devices, working_precision
+from invlayer_core.starts import Starts
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["nlp"]
@@ -135,8 +136,10 @@ class _Constraints:
         options: Mapping[str, Any] | None,
         keywords: CommonKeywords,
     ) -> Any:
-        settings, unknowns = _settings(keywords), Unknowns.of("nlp", y0, keywords)
-        start = working_precision(unknowns.vector).detach()
+        unknowns = Unknowns.of("nlp", y0, args, keywords)
+        settings = _settings(unknowns.keywords("nlp", keywords))
+        starts = Starts.of("nlp", working_precision(unknowns.vector).detach(), settings)
+        start = starts.first
         lower, upper = (_bound(name, bound, unknowns, start) for name, bound in self._pair())
         arguments, _ = open_arguments((*(args if isinstance(args, tuple) else (args,)), lower, upper))
         check_devices("nlp", start, arguments.tensors)
@@ -148,7 +151,7 @@ class _Constraints:
             upper is not None,
         )
         problem = _Problem(program, arguments, start, settings, self._checked_activity())
-        solution = problem.solve(unknowns.solver(solver), options)
+        solution = problem.solve(unknowns.solver(solver), options, starts.warm)
         return self._result(solution, problem, unknowns, unknowns.vector.dtype)
 
     def _pair(self) -> tuple[tuple[str, Any], tuple[str, Any]]:
@@ -200,7 +203,7 @@ class _Problem:
         self.layout = ConstraintLayout(start.shape[-1], *sizes)
         self.conditions = KKTConditions(program, self.layout, activity)
 
-    def solve(self, solver: SolverLike, options: Mapping[str, Any] | None) -> Solution:
+    def solve(self, solver: SolverLike, options: Mapping[str, Any] | None, warm: Tensor | None) -> Solution:
         guess = torch.cat(
             [self.start, self.start.new_zeros(*self.start.shape[:-1], self.layout.constraints)], -1
         )
@@ -226,6 +229,7 @@ class _Problem:
             (*tensors, *system.theta),
             self.settings,
             captured=captured,
+            warm=warm,
         )
 
 
@@ -242,7 +246,12 @@ class _Slope:
 
 def _settings(keywords: CommonKeywords) -> Settings:
     defaults: dict[str, Any] = {"polish": "auto", "adjoint": Implicit(singular="consistent")}
-    return read_settings(cast(CommonKeywords, {**defaults, **keywords, "event_dims": 1}))
+    settings = read_settings(cast(CommonKeywords, {**defaults, **keywords}))
+    if settings.n_starts > 1:
+        raise ConditionsError(
+            f"nlp(n_starts={settings.n_starts}): accepted is 1. Call it from each start, and take the best."
+        )
+    return settings
 
 
 def _bound(name: str, bound: Any, unknowns: Unknowns, start: Tensor) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from invlayer_core.call import CommonKeywords, SolverLike
 from invlayer_core.conditions.structured import StructuredSolver
 from invlayer_core.inputs import is_real_tensor
 from invlayer_core.solvers.contract import Solver
+from invlayer_core.starts import open_guess, previous_solution
 from invlayer_core.structured import Structure, pack_equations
 
 __all__ = ["Unknowns"]
@@ -61,9 +62,10 @@ class Unknowns:
     structure: Structure | None
 
     @classmethod
-    def of(cls, kind: str, y0: Any, keywords: CommonKeywords) -> Unknowns:
-        """Take y0 apart, by ``event_dims`` of the keywords."""
+    def of(cls, kind: str, y0: Any, args: Any, keywords: CommonKeywords) -> Unknowns:
+        """Take y0, or what it returns for ``args``, apart by ``event_dims`` of the keywords."""
         event_dims = keywords.get("event_dims", 1)
+        y0 = open_guess(y0, args if isinstance(args, tuple) else (args,))
         if is_real_tensor(y0) and event_dims == 1:
             return cls(y0, None)
         structure = Structure.of(kind, "y0", y0, event_dims)
@@ -82,6 +84,14 @@ class Unknowns:
         if self.structure is None or isinstance(solver, (str, Solver)):
             return solver
         return StructuredSolver(solver, self.structure)
+
+    def keywords(self, kind: str, keywords: CommonKeywords) -> CommonKeywords:
+        """The keywords of a call, for the vector."""
+        changed: dict[str, Any] = {"event_dims": 1}
+        if self.structure is not None and keywords.get("warm_start") is not None:
+            y, info = previous_solution(kind, keywords["warm_start"])
+            changed["warm_start"] = (self.structure.pack(kind, y), info)
+        return cast(CommonKeywords, {**keywords, **changed})
 
     def restore(self, y: Tensor) -> Any:
         """The vector as the user gave y0."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core.call import CommonKeywords, SolverLike
+from invlayer_core.certificate import SolveInfo
 from invlayer_core.compiled.layer import Layer
 from invlayer_core.compiled.problem import FromGuess, TracedProblem, module_of
 from invlayer_core.compiled.tracing import outside_graph
@@ -23,7 +24,8 @@ class RootLayer(Layer):
     """``layer(*args, y0=...)`` solves ``f(y, *args)`` = 0; see :func:`invlayer_core.root`.
 
     If f is an ``nn.Module``, its parameters are the layer's own. ``y0``, and with it y, is a tensor or
-    a pytree of tensors.
+    a pytree of tensors; or it is a function that makes one of the args. ``layer(*args, y0=...,
+    warm_start=(y, info))`` starts from an earlier solution.
 
     Parameters
     ----------
@@ -52,13 +54,16 @@ class RootLayer(Layer):
         self.keywords = keywords
         self._draw_key()
 
-    def forward(self, *args: Any, y0: Any) -> Any:
+    def forward(self, *args: Any, y0: Any, warm_start: tuple[Any, SolveInfo] | None = None) -> Any:
         if torch.compiler.is_compiling():
-            y = self._traced(y0, (y0,), args)
-            return outside_graph(self._solve, y0, *args) if y is None else y
-        return self._solve(y0, *args)
+            y = self._traced(y0, (y0,), args) if warm_start is None else None
+            return outside_graph(self._solve, y0, warm_start, *args) if y is None else y
+        return self._solve(y0, warm_start, *args)
 
-    def _solve(self, y0: Any, *args: Any) -> Any:
+    def _solve(self, y0: Any, warm_start: tuple[Any, SolveInfo] | None, *args: Any) -> Any:
+        keywords: CommonKeywords = self.keywords
+        if warm_start is not None:
+            keywords = {**keywords, "warm_start": warm_start}
         return root(
             self.f,
             y0,
@@ -66,7 +71,7 @@ class RootLayer(Layer):
             solver=self.solver,
             options=self.options,
             jacobian=self.jacobian,
-            **self.keywords,
+            **keywords,
         )
 
     def _differentiated(self) -> Sequence[Callable[..., Any] | None]:
@@ -100,14 +105,17 @@ class FixedPointLayer(Layer):
         self.T, self.solver, self.options, self.keywords = T, solver, options, keywords
         self._draw_key()
 
-    def forward(self, *args: Any, y0: Any) -> Any:
+    def forward(self, *args: Any, y0: Any, warm_start: tuple[Any, SolveInfo] | None = None) -> Any:
         if torch.compiler.is_compiling():
-            y = self._traced(y0, (y0,), args)
-            return outside_graph(self._solve, y0, *args) if y is None else y
-        return self._solve(y0, *args)
+            y = self._traced(y0, (y0,), args) if warm_start is None else None
+            return outside_graph(self._solve, y0, warm_start, *args) if y is None else y
+        return self._solve(y0, warm_start, *args)
 
-    def _solve(self, y0: Any, *args: Any) -> Any:
-        return fixed_point(self.T, y0, args, solver=self.solver, options=self.options, **self.keywords)
+    def _solve(self, y0: Any, warm_start: tuple[Any, SolveInfo] | None, *args: Any) -> Any:
+        keywords: CommonKeywords = self.keywords
+        if warm_start is not None:
+            keywords = {**keywords, "warm_start": warm_start}
+        return fixed_point(self.T, y0, args, solver=self.solver, options=self.options, **keywords)
 
     def _differentiated(self) -> Sequence[Callable[..., Any] | None]:
         return (self.T,)

@@ -53,6 +53,8 @@ class Status(IntEnum):
     """Nothing to measure: only a Jacobian of the conditions was given, not the conditions."""
     TIMED_OUT = 7
     """The solve of this sample took longer than ``timeout=``, and was stopped."""
+    NO_SOLUTION = 8
+    """The solver proved that there is none (infeasible or unbounded), and the measured residual agrees."""
 
     @property
     def ok(self) -> bool:
@@ -76,6 +78,8 @@ class SolverResult:
         The solver's own verdict. invlayer records it, and measures for itself.
     iterations : int or Tensor
         Iterations, or evaluations of F where the solver counts only those; -1 if unknown.
+    no_solution : bool
+        Whether the solver proved that this sample has no solution; per-sample solvers only.
     message : str or sequence of str
         The solver's own words, shown to the user when the sample fails; a batched solver may have one for
         each sample.
@@ -88,6 +92,7 @@ class SolverResult:
     iterations: int | Tensor = -1
     message: str | Sequence[str] = ""
     aux: Mapping[str, Any] = field(default_factory=dict)
+    no_solution: bool = False
 
 
 class Solver(ABC):
@@ -104,6 +109,17 @@ class Solver(ABC):
     def takes_jacobian(self, options: Mapping[str, Any]) -> bool:
         """Whether ``solve`` with these options asks for J, besides F: it then gains more from lockstep."""
         return False
+
+    def takes_turns(self, options: Mapping[str, Any]) -> bool:
+        """Whether one solve may wait inside F while another runs, as in lockstep.
+
+        Not so where the library holds a lock while it calls F: the others would wait for it for ever.
+        """
+        return True
+
+    def renews_jacobian(self, options: Mapping[str, Any]) -> bool:
+        """Whether a ``solve`` that takes J asks for it again on its way, and not only at its start."""
+        return True
 
     def is_stackable(self, options: Mapping[str, Any]) -> bool:
         """Whether a batch may be given to a per-sample ``solve`` as one system of B·n unknowns.

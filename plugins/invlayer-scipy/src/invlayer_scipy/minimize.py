@@ -65,6 +65,9 @@ class Minimize(Solver):
     def takes_jacobian(self, options: Mapping[str, Any]) -> bool:
         return str(options.get("method", "")).lower() in _TAKE_HESSIAN
 
+    def takes_turns(self, options: Mapping[str, Any]) -> bool:
+        return str(options.get("method", "")).lower() != "cobyqa"  # SciPy runs one of them at a time
+
     def solve(self, problem: SampleProblem, y0: np.ndarray, options: Mapping[str, Any]) -> SolverResult:
         """Minimise the objective; success, message and iterations are SciPy's.
 
@@ -164,7 +167,10 @@ def _constraints(problem: SampleProblem, method: str) -> list[Any]:
     derivative = method == "trust-constr"
     return [
         optimize.NonlinearConstraint(
-            value, 0.0, 0.0 if sign == "eq" else np.inf, **({"jac": jacobian} if derivative else {})
+            value,
+            0.0,
+            0.0 if sign == "eq" else np.inf,
+            **({"jac": jacobian, "hess": "2-point"} if derivative else {}),
         )
         for sign, (_, value, jacobian) in present.items()
     ]

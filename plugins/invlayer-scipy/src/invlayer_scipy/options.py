@@ -106,6 +106,8 @@ def check_names(given: Iterable[str], accepted: Collection[str], call: str) -> N
     TypeError
         Naming those that are unknown, and those that are accepted.
     """
+    if all(name in accepted for name in given):
+        return
     families = tuple(name[:-1] for name in accepted if name.endswith("*"))
     unknown = sorted(name for name in map(str, given) if not (name in accepted or name.startswith(families)))
     if unknown:

@@ -40,6 +40,9 @@ class Fsolve(Solver):
     def takes_jacobian(self, options: Mapping[str, Any]) -> bool:
         return "fprime" not in options
 
+    def renews_jacobian(self, options: Mapping[str, Any]) -> bool:
+        return False  # Broyden's updates, as long as they make progress
+
     def solve(self, problem: SampleProblem, y0: np.ndarray, options: Mapping[str, Any]) -> SolverResult:
         """Find y with F(y) = 0; success and message are SciPy's, iterations its evaluations of F.
 
@@ -93,6 +96,9 @@ class Root(Solver):
     def takes_jacobian(self, options: Mapping[str, Any]) -> bool:
         method = str(options.get("method", "hybr")).lower()
         return method in _TAKE_JACOBIAN and options.get("jac") is not False
+
+    def renews_jacobian(self, options: Mapping[str, Any]) -> bool:
+        return str(options.get("method", "hybr")).lower() == "lm"
 
     def is_stackable(self, options: Mapping[str, Any]) -> bool:
         return str(options.get("method", "hybr")).lower() == "krylov" and options.get("tol_norm") is None

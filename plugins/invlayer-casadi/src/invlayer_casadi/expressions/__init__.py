@@ -1,0 +1,1 @@
+"""CasADi expressions evaluated in torch: translation, evaluation, derivatives."""

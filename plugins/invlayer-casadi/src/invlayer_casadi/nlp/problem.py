@@ -1,0 +1,200 @@
+"""A nonlinear program as a layer: what it is given, the engine's root of its conditions, what it returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import casadi as ca
+import torch
+from torch import Tensor
+
+import invlayer_core as inv
+from invlayer_casadi.nlp.conditions import ACTIVITIES, Activity, NlpConditions
+from invlayer_casadi.nlp.native import NativeNlp, NlpSetting
+from invlayer_casadi.nlp.program import NlpProgram
+from invlayer_casadi.nlp.sample import SamplePoint
+from invlayer_core import _functorch
+
+__all__ = ["OUTPUTS", "NlpProblem", "NlpSettings"]
+
+OUTPUTS: Final = ("x", "f", "g", "lam_x", "lam_g")
+_GIVEN: Final = ("p", "lbx", "ubx", "lbg", "ubg")
+_DENSE_UP_TO: Final = 60  # unknowns and multipliers
+_POLISH: Final = 10
+_WEAK: Final = 1e-5  # slack and scaled multiplier below this: weakly active
+
+
+@final
+@dataclass(frozen=True)
+class NlpSettings:
+    """What a user chooses of a layer.
+
+    Attributes
+    ----------
+    outputs : tuple of str
+    single : bool
+        Whether one output is returned as it is, and not as a tuple.
+    activity : {"exact", "soft"}
+    threads : int
+    keywords : dict
+        Those of :func:`invlayer_core.root`.
+    """
+
+    outputs: tuple[str, ...]
+    single: bool
+    activity: Activity
+    threads: int
+    keywords: dict[str, Any]
+
+    @classmethod
+    def read(cls, outputs: Any, activity: Any, threads: Any, keywords: dict[str, Any]) -> NlpSettings:
+        """Check a user's choices."""
+        names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        unknown = sorted(set(names) - set(OUTPUTS))
+        if unknown or not names:
+            raise inv.ConditionsError(f"outputs={outputs!r}: accepted are one or more of {list(OUTPUTS)}.")
+        if activity not in ACTIVITIES:
+            raise inv.ConditionsError(f"activity={activity!r}: accepted are {list(ACTIVITIES)}.")
+        if not isinstance(threads, int) or threads < 1:
+            raise inv.ConditionsError(f"threads={threads!r}: accepted is a number of threads >= 1.")
+        return cls(names, isinstance(outputs, str), activity, threads, keywords)
+
+
+@final
+class NlpProblem:
+    """The program, a Function that solves it, and the conditions that certify and differentiate it.
+
+    Parameters
+    ----------
+    program : NlpProgram
+    function : casadi.Function
+        With the inputs and outputs of ``casadi.nlpsol``.
+    settings : NlpSettings
+    """
+
+    def __init__(self, program: NlpProgram, function: ca.Function, settings: NlpSettings) -> None:
+        self.program, self.function, self.settings = program, function, settings
+        self.size = 2 * program.unknowns + program.constraints
+        self.sparse = self.size > _DENSE_UP_TO
+        self.conditions = NlpConditions(program, settings.activity)
+        self.keywords = dict(settings.keywords)
+        soft = settings.activity == "soft"
+        polish = self.keywords.pop("polish", 0 if soft else "auto")
+        setting = NlpSetting(settings.threads, _POLISH if polish == "auto" else polish, self.sparse)
+        self.solver = NativeNlp(function, SamplePoint(program, settings.activity), setting)
+        self.keywords.setdefault("adjoint", self._adjoint())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NlpProblem, (self.program, self.function, self.settings)
+
+    def _adjoint(self) -> inv.adjoints.Implicit:
+        """Dense and forgiving where it is small; by sparse factors else."""
+        if not self.sparse:
+            return inv.adjoints.Implicit(singular="consistent")
+        pattern = self.solver.point.pattern
+        places = torch.from_numpy(pattern.rows), torch.from_numpy(pattern.columns)
+        sparsity = inv.jacobians.SparsityPattern.of(places, (self.size, self.size))
+        return inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(sparsity))
+
+    def solve(self, p: Any = None, **given: Any) -> Any:
+        """The outputs asked for, with the info if that is asked for, too."""
+        values = self._read(p, given)
+        batch = torch.broadcast_shapes(*(value.shape[:-1] for value in values.values()))
+        guesses = [values[name].detach().expand(*batch, -1) for name in ("x0", "lam_g0", "lam_x0")]
+        unit = self.conditions.unit(guesses[0], values["p"].detach(), guesses[1])
+        start = torch.cat([guesses[0], guesses[1] / unit, guesses[2] / unit], -1)
+        args = (*(values[name] for name in _GIVEN), unit)
+        options = {
+            name: arg.detach().expand(*batch, arg.shape[-1])
+            for name, arg in zip((*_GIVEN, "unit"), args, strict=True)
+        }
+        found = inv.root(
+            self.conditions, start, args, solver=self.solver, options=options,
+            jacobian=None if self.sparse else self.conditions.jacobian, **self.keywords,
+        )  # fmt: skip
+        z, *info = found if self.keywords.get("return_info") else (found,)
+        self._warn_of_weakly_active(z, args)
+        results = self._outputs(z, args[0], unit)
+        return (results, *info) if info else results
+
+    def _read(self, p: Any, given: dict[str, Any]) -> dict[str, Tensor]:
+        """Everything that CasADi's solvers take, as tensors ``(*batch, k)``."""
+        n, m = self.program.unknowns, self.program.constraints
+        sizes = {"x0": n, "lbx": n, "ubx": n, "lbg": m, "ubg": m, "lam_x0": n, "lam_g0": m}
+        unknown = sorted(set(given) - set(sizes))
+        if unknown:
+            raise TypeError(f"CasadiLayer: unknown inputs {unknown}; accepted are p and {sorted(sizes)}.")
+        if (p is None) != (self.program.parameters == 0):
+            raise inv.ConditionsError(
+                f"CasadiLayer: the problem has {self.program.parameters} parameters, and p "
+                f"{'is missing' if p is None else 'was given'}; accepted is layer(p, lbx=..., ...) where "
+                "there are some, and layer(lbx=..., ...) where there are none."
+            )
+        like = _first_tensor([p, *given.values()])
+        defaults = {"lbx": -torch.inf, "ubx": torch.inf, "lbg": -torch.inf, "ubg": torch.inf}
+        values = {"p": _tensor("p", p, self.program.parameters, 0.0, like)}
+        for name, size in sizes.items():
+            values[name] = _tensor(name, given.get(name), size, defaults.get(name, 0.0), like)
+        dtype = like.dtype
+        for value in values.values():
+            dtype = torch.promote_types(dtype, value.dtype)
+        return {name: value.to(dtype) for name, value in values.items()}
+
+    def _outputs(self, z: Tensor, p: Tensor, unit: Tensor) -> Any:
+        x, lam_g, lam_x = self.conditions.split(z, unit)
+        found = {"x": x, "lam_g": lam_g, "lam_x": lam_x}
+        if {"f", "g"} & set(self.settings.outputs):
+            found["f"], found["g"] = self.program.values(x, p)
+        results = tuple(found[name] for name in self.settings.outputs)
+        return results[0] if self.settings.single else results
+
+    def _warn_of_weakly_active(self, z: Tensor, args: Sequence[Tensor]) -> None:
+        """Say where a derivative will be one-sided."""
+        if not z.requires_grad or _functorch.is_active():
+            return
+        with torch.no_grad():
+            x, lam_g, lam_x = self.conditions.split(z.detach(), args[-1])
+            p, lbx, ubx, lbg, ubg, _ = args
+            gradient, g = self.program.first(x, p, lam_g)
+            lower = torch.cat([lbg.expand_as(g), lbx.expand_as(x)], -1)
+            upper = torch.cat([ubg.expand_as(g), ubx.expand_as(x)], -1)
+            value = torch.cat([g, x], -1)
+            slack = torch.minimum(value - lower, upper - value).abs()
+            scaled = torch.cat([lam_g, lam_x], -1).abs() * self.conditions.scale(x, p, lam_g, lam_x, gradient)
+            near = _WEAK if z.dtype == torch.float64 else 1e-2
+            weak = (slack <= near) & (scaled <= near) & (lower != upper)
+        if bool(weak.any()):
+            sample, constraint = weak.reshape(-1, weak.shape[-1]).nonzero()[0].tolist()
+            count = self.program.constraints
+            name = f"g[{constraint}]" if constraint < count else f"x[{constraint - count}]"
+            warnings.warn(
+                f"CasadiLayer: a constraint is weakly active (sample {sample}: {name}): it holds with "
+                "equality, but its multiplier vanishes, so that x has only one-sided derivatives there. The "
+                "derivative is that without the constraint, or with it, as rounding decides.",
+                inv.DegeneracyWarning,
+                stacklevel=5,  # at the call of the layer
+            )
+
+
+def _first_tensor(values: Sequence[Any]) -> Tensor:
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return tensors[0] if tensors else torch.empty(0, dtype=torch.float64)
+
+
+def _tensor(name: str, value: Any, size: int, default: float, like: Tensor) -> Tensor:
+    """``(*batch, size)``; a number stands for all entries."""
+    if value is None:
+        value = default
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        if value.ndim == 0:
+            value = value.expand(size)
+    if value.ndim == 0 or value.shape[-1] != size or not value.is_floating_point():
+        raise inv.ConditionsError(
+            f"CasadiLayer: {name} came with shape {tuple(value.shape)} and dtype {value.dtype}; accepted is "
+            f"a real floating-point tensor of shape (*batch, {size}), or a number for all entries."
+        )
+    return value

@@ -1,0 +1,1 @@
+"""CasADi's root finders: on any conditions, and as they are."""

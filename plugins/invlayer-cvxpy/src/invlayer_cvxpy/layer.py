@@ -1,0 +1,232 @@
+"""A CVXPY problem as a differentiable layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
+
+import cvxpy as cp
+import torch
+from torch import Tensor
+
+import invlayer_core as inv
+from invlayer_cvxpy.affine import SparseAffine
+from invlayer_cvxpy.canonical import canonicalise
+from invlayer_cvxpy.kkt import RegularisedLU
+from invlayer_cvxpy.parameters import Parameters, check_complete
+from invlayer_cvxpy.problems import check_problem, warn_of_linear_program
+from invlayer_cvxpy.recovery import outputs
+
+__all__ = ["CvxpyLayer"]
+
+_POLISHED = 200  # n + m up to which polishing costs little beside the solve
+
+
+@final
+class CvxpyLayer(torch.nn.Module):
+    """``layer(*tensors)`` solves a convex problem for each sample, and differentiates its solution.
+
+    Parameters
+    ----------
+    problem : cvxpy.Problem
+        DPP (https://www.cvxpy.org/tutorial/dpp), or with ``gp=True`` a DPP geometric program. A parametric
+        ``quad_form`` in the objective is allowed.
+    parameters : sequence of cvxpy.Parameter
+        All parameters of the problem, in the order of the layer's arguments.
+    variables : sequence
+        What the layer returns: variables; dual variables, ``constraint.dual_variables[k]``; or constraints,
+        for the first of those. Values and layouts are CVXPY's.
+    gp : bool
+    solver : str or Solver
+        A registered name such as ``"cvxpy.clarabel"``, CVXPY's own such as ``"CLARABEL"``, or an instance.
+    solver_args : mapping, optional
+        The solver's own options, for every call.
+    n_jobs : int
+        How many samples are solved at a time, in threads.
+    adjoint, on_failure, atol, rtol, polish, progress, return_info
+        As in :func:`invlayer_core.cone_program`. ``polish`` is ``"auto"``, except for linear and quadratic
+        programs of more than 200 canonical variables and constraints that are not sparse: there it is 0.
+        ``adjoint`` is by dense or sparse factors, whichever suits the size.
+
+    Raises
+    ------
+    ConditionsError
+        If the problem is not DPP (the message names the expression), or has integer or complex variables; if
+        parameters or variables do not fit it.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch
+    >>> x, c = cp.Variable(2), cp.Parameter(2)
+    >>> layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0]), [c], [x])
+    >>> value = torch.tensor([[1.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    >>> (solution,) = layer(value)
+    >>> torch.autograd.grad(solution.sum(), value)[0]
+    tensor([[1., 0.]], dtype=torch.float64)
+
+    References
+    ----------
+    Agrawal, Amos, Barratt, Boyd, Diamond & Kolter 2019, Differentiable convex optimization layers.
+    """
+
+    def __init__(
+        self,
+        problem: cp.Problem,
+        parameters: Sequence[Any],
+        variables: Sequence[Any],
+        gp: bool = False,
+        *,
+        solver: str | inv.Solver = "cvxpy.clarabel",
+        solver_args: Mapping[str, Any] | None = None,
+        n_jobs: int = 1,
+        **keywords: Any,
+    ) -> None:
+        super().__init__()
+        check_problem(problem, gp=gp)
+        check_complete(problem, parameters, variables)
+        form = canonicalise(problem, gp=gp)
+        self.structure = form.structure
+        self.parameters_of_problem = Parameters(form, parameters)
+        self.outputs = outputs(form, problem, variables)
+        self.solver, self.solver_args, self.n_jobs = _named(solver), dict(solver_args or {}), n_jobs
+        defaults = {"polish": _polish(self.structure), "adjoint": _adjoint(self.structure)}
+        self.keywords = {**defaults, **keywords}
+        self._data = form.data
+        self._maps: dict[tuple[bool, ...], _Split] = {}
+        if form.structure.cones.is_polyhedral and not form.structure.P[0].numel() and not gp:
+            warn_of_linear_program()
+
+    def forward(
+        self,
+        *tensors: Tensor,
+        solver_args: Mapping[str, Any] | None = None,
+        warm_start: inv.SolveInfo | None = None,
+        **named: Tensor,
+    ) -> Any:
+        """Solve.
+
+        Parameters
+        ----------
+        *tensors, **named : Tensor of shape ``(*batch, *shape)``, or ``(*shape)`` for all samples
+            One per parameter, by position or by the parameter's name.
+        solver_args : mapping, optional
+            Options for this call, on top of the layer's.
+        warm_start : SolveInfo, optional
+            That of an earlier call of the same batch shape: solvers that can do so (SCS, OSQP) start there.
+
+        Returns
+        -------
+        tuple of Tensor, or ``(tuple, SolveInfo)`` with ``return_info=True``
+            One ``(*batch, *shape)`` per variable, in the dtype of the parameters.
+
+        Raises
+        ------
+        ConditionsError
+            If tensors do not fit the parameters.
+        ConvergenceError
+            If a sample is infeasible or unbounded, or misses its tolerance, unless ``on_failure`` says
+            otherwise.
+        """
+        given = self.parameters_of_problem.ordered(tensors, named)
+        dtype = given[0].dtype if given else torch.get_default_dtype()
+        for tensor in given[1:]:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        data = self._canonical([tensor.to(torch.float64) for tensor in given])
+        solver, options, workers = self._choice(solver_args or {})
+        found = inv.cone_program(
+            data["P"], data["q"], data["A"], data["b"], self.structure,
+            solver=solver, options=options, workers=workers,
+            start=None if warm_start is None else _start(warm_start, self.structure), **self.keywords,
+        )  # fmt: skip
+        solution, info = found if self.keywords.get("return_info") else (found, None)
+        values = tuple(output(solution).to(dtype) for output in self.outputs)
+        return values if info is None else (values, info)
+
+    def _canonical(self, tensors: list[Tensor]) -> dict[str, Tensor]:
+        """P, q, A and b, each batched only where it depends on a batched parameter."""
+        parameters = self.parameters_of_problem
+        batched = tuple(bool(batch) for batch in parameters.batches(tensors))
+        if batched not in self._maps:
+            self._maps[batched] = _Split(self._data, parameters, batched)
+        blocks = [parameters.block(slot, tensors) for slot in parameters.slots]
+        like = tensors[0] if tensors else torch.zeros(0, dtype=torch.float64)
+        return self._maps[batched].apply(blocks, like)
+
+    def _choice(self, solver_args: Mapping[str, Any]) -> tuple[str | inv.Solver, dict[str, Any], int]:
+        options = {**self.solver_args, **solver_args}
+        solver = _named(options.pop("solve_method", self.solver))  # cvxpylayers' name for it
+        workers = options.pop("n_jobs_forward", self.n_jobs)
+        return solver, options, max(1, int(workers))
+
+
+@final
+class _Split:
+    """The maps of P, q, A and b, apart by parameters that are batched and parameters that are shared."""
+
+    def __init__(self, data: Mapping[str, Any], parameters: Parameters, batched: tuple[bool, ...]) -> None:
+        of_batch = [batched[slot.source] for slot in parameters.slots]
+        self.of_batch = of_batch
+        columns: dict[bool, list[int]] = {True: [], False: []}
+        start = 0
+        for slot, is_batched in zip(parameters.slots, of_batch, strict=True):
+            columns[is_batched].extend(range(start, start + len(slot.entries)))
+            start += len(slot.entries)
+        self.shared = {
+            name: SparseAffine(each.matrix[:, columns[False]], each.offset) for name, each in data.items()
+        }
+        self.own = {
+            name: SparseAffine(each.matrix[:, columns[True]], 0.0 * each.offset)
+            for name, each in data.items()
+        }
+
+    def apply(self, blocks: Sequence[Tensor], like: Tensor) -> dict[str, Tensor]:
+        own = [block for block, of_batch in zip(blocks, self.of_batch, strict=True) if of_batch]
+        shared = [block for block, of_batch in zip(blocks, self.of_batch, strict=True) if not of_batch]
+        vector = torch.cat(shared, -1) if shared else like.new_zeros(0)
+        result = {name: each(vector) for name, each in self.shared.items()}
+        if own:
+            rows = torch.cat(own, -1)
+            for name, each in self.own.items():
+                if not each.is_constant:
+                    result[name] = result[name] + each(rows)
+            if all(value.ndim == 1 for value in result.values()):  # batched, but without influence
+                result["q"] = result["q"].expand(*rows.shape[:-1], -1)
+        return result
+
+
+def _polish(structure: inv.ConeStructure) -> Literal["auto"] | int:
+    """Newton steps unless the Jacobian is large and dense, and the solver accurate without them."""
+    small = structure.size + structure.equations <= _POLISHED
+    return "auto" if small or structure.places is not None or not structure.cones.is_polyhedral else 0
+
+
+def _adjoint(structure: inv.ConeStructure) -> inv.adjoints.Adjoint:
+    """Dense LU, or sparse factors where the Jacobian is large and sparse.
+
+    Either gives an answer where J is singular but the system has a solution: the variables that CVXPY adds
+    for the epigraph of a constraint are not unique if it is not active.
+    """
+    if structure.places is None:
+        return inv.adjoints.Implicit(singular="consistent")
+    size = structure.size + structure.equations
+    pattern = inv.jacobians.SparsityPattern(*structure.places, (size, size))
+    return inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(pattern, RegularisedLU(structure.size)))
+
+
+def _named(solver: str | inv.Solver) -> str | inv.Solver:
+    """CVXPY's own names, such as "SCS", as registered ones."""
+    return f"cvxpy.{solver.lower()}" if isinstance(solver, str) and "." not in solver else solver
+
+
+def _start(info: inv.SolveInfo, structure: inv.ConeStructure) -> inv.ConeSolution:
+    """Where an earlier call ended, before polishing."""
+    found = [each.get("z") if isinstance(each, Mapping) else None for each in info.aux]
+    if len(found) != info.ok.numel() or any(z is None for z in found):
+        raise inv.ConditionsError(
+            "CvxpyLayer(...)(warm_start=...): accepted is the SolveInfo of an earlier call of a CvxpyLayer "
+            "of the same problem, made with return_info=True."
+        )
+    rows = torch.stack([torch.as_tensor(z) for z in found]).reshape(*info.ok.shape, -1)
+    x, v = rows.split([structure.size, structure.equations], -1)
+    y = structure.cones.project_dual(v)
+    return inv.ConeSolution(x, y, y - v)

@@ -1,0 +1,1 @@
+"""Adapters: each solves one cone program in its library's own Python API."""

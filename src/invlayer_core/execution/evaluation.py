@@ -1,0 +1,180 @@
+"""How one system of a batch is evaluated, with as little around a cheap F as can be.
+
+Many a solver asks twice for the same: SciPy's hybr evaluates F and J at its start once to see their shapes,
+and once more to work with. What was asked last is therefore remembered, and what every sample will ask first,
+F and J at y0, is evaluated for the whole batch at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Size, Tensor
+
+from invlayer_core.execution.samples import resting_rows, to_numpy
+from invlayer_core.solvers.contract import BatchProblem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from invlayer_core.execution.workload import Workload
+
+__all__ = [
+    "AmongOthers",
+    "Ask",
+    "AtStart",
+    "Remembering",
+    "Row",
+    "RowForm",
+    "Wanted",
+    "as_tensor",
+    "evaluate_starts",
+]
+
+Wanted = str  # a method of Problem that takes y alone
+Ask = Callable[[Wanted, "np.ndarray"], "np.ndarray"]
+
+_REPEATS = 12  # answers from memory: a solver that asks the same for ever must be seen to do so
+_ENTRIES = 2**22  # of Jacobians that are taken before anyone asks
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AtStart:
+    """F, and J if it will be asked for, of every sample at its start: ``(B, n)`` and ``(B, n, n)``."""
+
+    points: np.ndarray
+    residual: np.ndarray
+    jacobian: np.ndarray | None
+
+    def of(self, index: int) -> tuple[bytes, dict[Wanted, np.ndarray]]:
+        """Where sample ``index`` starts, and what is known there."""
+        known: dict[Wanted, np.ndarray] = {"residual": self.residual[index]}
+        if self.jacobian is not None:
+            known["jacobian"] = self.jacobian[index]
+        return self.points[index].tobytes(), known
+
+
+def evaluate_starts(problem: BatchProblem, y0: Tensor, *, jacobian: bool) -> AtStart | None:
+    """F and J at y0 for all samples in one call each; None if F refuses that, which its solves will tell."""
+    rows = resting_rows(y0)
+    try:
+        residual = problem.residual(rows)
+        fits = jacobian and problem.batch * problem.size**2 <= _ENTRIES
+        blocks = to_numpy(problem.jacobian(rows)) if fits else None
+    except Exception:
+        return None
+    return AtStart(to_numpy(rows), to_numpy(residual), blocks)
+
+
+@final
+class Remembering:
+    """Asks, except for what is known at the start or has been asked there before.
+
+    Parameters
+    ----------
+    ask : callable
+    point, known
+        The start, and what is known there.
+    """
+
+    def __init__(self, ask: Ask, point: bytes, known: dict[Wanted, np.ndarray]) -> None:
+        self._ask, self._point, self._known = ask, point, known
+        self._left = _REPEATS
+
+    def __call__(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
+        if self._left:
+            return self._at_start(wanted, y)
+        return self._ask(wanted, y)
+
+    def _at_start(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
+        if getattr(y, "dtype", None) != "float64" or y.tobytes() != self._point:
+            self._left = 0  # it has left, and few solvers come back
+            return self._ask(wanted, y)
+        self._left -= 1
+        if (value := self._known.get(wanted)) is None:
+            value = self._known[wanted] = self._ask(wanted, y)
+        return value.copy()  # the solver may overwrite its own
+
+
+def as_tensor(y: np.ndarray, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """A solver's point in this shape, in the dtype and on the device of ``like``."""
+    try:
+        row = torch.from_numpy(y.reshape(shape))  # NumPy reshapes ten times as fast as torch
+    except (TypeError, AttributeError):  # a list, or an unusual dtype
+        row = torch.as_tensor(y, dtype=torch.float64).reshape(shape)
+    return row if row.dtype is like.dtype and like.is_cpu else row.to(like)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RowForm:
+    """What all systems of a batch have in common when each is evaluated by itself.
+
+    Attributes
+    ----------
+    function : callable
+        F.
+    shape : torch.Size
+        Of y as a batch of one.
+    like : Tensor
+        Of the dtype and on the device of y.
+    plain : bool
+        Whether F can simply be called; not if it captures tensors for which others are to stand.
+    """
+
+    function: Callable[..., Any]
+    shape: Size
+    like: Tensor
+    plain: bool
+
+    @cached_property
+    def on_host(self) -> bool:
+        """Whether values need no conversion."""
+        return self.like.device.type == "cpu" and self.like.dtype is torch.float64
+
+
+@final
+class Row:
+    """The evaluation of one system by itself, as a batch of one."""
+
+    def __init__(self, workload: Workload, index: int) -> None:
+        self._workload, self._index = workload, index
+        self._form = workload.row_form
+        self._args = workload.args_of(index) if self._form.plain else ()
+
+    def __call__(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
+        form = self._form
+        if wanted == "residual" and form.plain:
+            value: Any = form.function(as_tensor(y, form.like, form.shape), *self._args)
+            if (  # what F should return; if it is not, the careful way tells what is wrong
+                type(value) is Tensor
+                and value.shape == form.shape
+                and value.dtype is form.like.dtype
+                and not value.requires_grad
+            ):
+                array: np.ndarray = value.numpy() if form.on_host else to_numpy(value)
+                return array.reshape(-1).copy()
+        return to_numpy(getattr(self._alone, wanted)(as_tensor(y, form.like, (1, -1)))[0])
+
+    @cached_property
+    def _alone(self) -> BatchProblem:
+        return self._workload.rows(self._index, self._index + 1).problem()
+
+
+@final
+class AmongOthers:
+    """The evaluation of one system of a batch that cannot be divided, every other row at rest."""
+
+    def __init__(self, workload: Workload, index: int) -> None:
+        self._problem, self._index = workload.problem(), index
+        self._rest = resting_rows(workload.y0)
+
+    def __call__(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
+        rows = self._rest.clone()
+        rows[self._index] = as_tensor(y, rows, (-1,))
+        return to_numpy(getattr(self._problem, wanted)(rows)[self._index])

@@ -207,7 +207,9 @@ def _solver_linearized(system: System, y: Tensor, theta: Any, recorded: bool) ->
     if not recorded:
         linearization = linearize(system, y.detach(), theta)
         return linearization.value.detach(), _blocks(linearization).detach()
-    linearization = linearize(system, y, theta, create_graph=torch.is_grad_enabled())
+    linearization = linearize(
+        system, y, theta, create_graph=torch.is_grad_enabled() or _functorch.in_forward_mode()
+    )
     return linearization.value, _blocks(linearization)
 
 

@@ -270,8 +270,9 @@ def _zeros(theta: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | No
 
 
 def _on_tape(tensor: Tensor, create_graph: bool, wanted: bool) -> Tensor:
-    if create_graph and tensor.requires_grad:
-        return tensor.view_as(tensor)
+    if create_graph and (tensor.requires_grad or _functorch.has_tangent(tensor)):
+        alias = tensor.view_as(tensor)
+        return alias.requires_grad_() if wanted and not alias.requires_grad else alias
     return tensor.detach().requires_grad_(wanted)
 
 

@@ -6,8 +6,8 @@ the model that it has. What it keeps of the model is JᵀJ and Jᵀr: n × n num
 
 A sample has converged once the error that its step leaves is small. From the steps s₁, s₂ of a method that
 gains a factor ρ = s₂/s₁ that error is about s₂ ρ / (1 − ρ), be the gain linear or better. It also has where
-its model promises no more than rounding. Small operations are what a small problem costs: on the CPU, where
-asking is cheap, no sample is tested as long as all steps are long.
+steps get no shorter and its model promises no more than rounding. Small operations are what a small problem
+costs: on the CPU, where asking is cheap, no sample is tested as long as all steps are long.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def _is_done(old: State, new: State, length: Tensor, size: Tensor, accepted: Ten
     xtol = eps**0.75 if options.xtol is None else options.xtol
     promised = (new.slope * new.step).sum(-1)
     short = (left <= xtol * size) | (length <= 4 * eps * size)
-    return (accepted & short) | (promised <= 4 * eps * new.cost)
+    stuck = ~accepted | (rate > 0.5)
+    return (accepted & short) | (stuck & (promised <= 4 * eps * new.cost))
 
 
 def _with_converged(

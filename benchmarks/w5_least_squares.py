@@ -1,4 +1,4 @@
-"""Curve fit y = a exp(−b x) + c, 50 points: forward beside Gauss–Newton by hand, backward beside its floor."""
+"""Curve fit a exp(−b x) + c, 50 points: forward beside Gauss–Newton by hand, backward beside its floor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def residuals(p: Tensor, y: Tensor) -> Tensor:
     return a * torch.exp(-b * x) + c - y
 
 
-def jacobian(p: Tensor, y: Tensor) -> Tensor:
+def jacobian(p: Tensor, _y: Tensor) -> Tensor:
     decay = torch.exp(-p[..., 1:2] * x)
     return torch.stack([decay, -p[..., :1] * x * decay, torch.ones_like(decay)], -1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -131,7 +131,9 @@ class Broyden(IterativeSolver):
         if slot == 0:
             return renewed, residual
         names = ("base", "factors", "pivots", "left", "right")
-        kept = {name: pick(stuck, getattr(renewed, name), getattr(state, name)) for name in names}
+        kept: dict[str, Any] = {
+            name: pick(stuck, getattr(renewed, name), getattr(state, name)) for name in names
+        }
         return dataclasses.replace(state, **kept), residual
 
     def near(self, options: _Options) -> _Options:

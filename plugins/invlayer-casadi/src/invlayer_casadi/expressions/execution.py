@@ -149,7 +149,7 @@ def run_program(execution: LevelwiseExecution | LinewiseExecution, inputs: Seque
         results = execution(joined)
     else:
         results = torch.cat([execution(part.contiguous()) for part in joined.split(most, dim=1)], dim=1)
-    # Forward mode wants strides as a new tensor has them, which contiguous() does not promise for dims of one.
+    # Forward mode wants strides as a new tensor has them, which contiguous() does not promise.
     parts = results.split(list(execution.program.outputs))
     return [rows.new_empty(batch, rows.shape[0]).copy_(rows.T) for rows in parts]
 

@@ -15,6 +15,7 @@ NEEDS = {
         ("lockstep.py", "batch_modes.py", "implied_volatility.py", "sparse_poisson.py"), "invlayer-scipy"
     ),
     "casadi_layers.py": "invlayer-casadi",
+    "convex_layers.py": "invlayer-cvxpy",
 }
 
 

@@ -10,9 +10,13 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "harness.py")
-NEEDS = dict.fromkeys(
-    ("lockstep.py", "batch_modes.py", "implied_volatility.py", "sparse_poisson.py"), "invlayer-scipy"
-) | {"convex_layers.py": "invlayer-cvxpy"}
+NEEDS = {
+    **dict.fromkeys(
+        ("lockstep.py", "batch_modes.py", "implied_volatility.py", "sparse_poisson.py"), "invlayer-scipy"
+    ),
+    "casadi_layers.py": "invlayer-casadi",
+    "convex_layers.py": "invlayer-cvxpy",
+}
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from invlayer_core.layers.equations import FixedPointLayer, RootLayer
 from invlayer_core.layers.inverse import InverseLayer
 from invlayer_core.layers.optimisation import LeastSquaresLayer, MinimizeLayer, NLPLayer
+from invlayer_core.layers.quadratic import QPLayer
 
 LAYERS_WITH_GUESS = (RootLayer, FixedPointLayer, MinimizeLayer, LeastSquaresLayer, NLPLayer)
 """The layers that are called with ``y0=``, to which no gradient flows."""
@@ -14,5 +15,6 @@ __all__ = [
     "LeastSquaresLayer",
     "MinimizeLayer",
     "NLPLayer",
+    "QPLayer",
     "RootLayer",
 ]

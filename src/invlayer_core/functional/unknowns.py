@@ -14,7 +14,7 @@ from invlayer_core.inputs import is_real_tensor
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.structured import Structure, pack_equations
 
-__all__ = ["Unknowns"]
+__all__ = ["Packed", "Unknowns"]
 
 
 @final

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.utils import _pytree
 
 from invlayer_core import _functorch
@@ -18,7 +18,32 @@ from invlayer_core.structured import Leaf, Structure
 
 __all__ = ["Atlas"]
 
-_OFF = 1e-3  # a point further from the manifold than by rounding is none
+_OFF = 1e-3  # a point further from the manifold than rounding brings it is none
+
+
+@final
+@dataclass(frozen=True)
+class _Part:
+    """One leaf of the unknowns: ``many`` points of one manifold per sample."""
+
+    leaf: Leaf
+    manifold: Manifold
+
+    @property
+    def many(self) -> Size:
+        return self.leaf.event[: len(self.leaf.event) - len(self.manifold.shape)]
+
+    @property
+    def coordinates(self) -> int:
+        return self.many.numel() * self.manifold.tangent_size
+
+    def points(self, piece: Tensor) -> Tensor:
+        """``(*batch, k)`` as ``(*batch, *many, *shape)``."""
+        return piece.reshape((*piece.shape[:-1], *self.leaf.event))
+
+    def deltas(self, piece: Tensor) -> Tensor:
+        """``(*batch, k)`` as ``(*batch, *many, tangent_size)``."""
+        return piece.reshape((*piece.shape[:-1], *self.many, self.manifold.tangent_size))
 
 
 @final
@@ -27,7 +52,7 @@ class Atlas:
     """Points, packed ``(*batch, m)``, and coordinates around them, ``(*batch, n)``.
 
     The coordinates z of a chart are counted from what the base point itself measures, z = scale + δ, so that
-    "a small fraction of z" is a small move of y. Of a vector, they are the vector.
+    "a small fraction of z" is a small move of y. Those of a vector are the vector.
 
     Attributes
     ----------
@@ -51,130 +76,86 @@ class Atlas:
             has not the shape of its points.
         """
         structure = Structure.of(called, "y0", y0, event_dims)
-        spec = _pytree.tree_structure(y0)
         if isinstance(manifold, Manifold):
             manifolds = [manifold] * len(structure.leaves)
         else:
+            spec = _pytree.tree_structure(y0)
             manifolds = flatten_up_to(spec, f"{called}(manifold=...)", manifold, "y0")
         for leaf, one in zip(structure.leaves, manifolds, strict=True):
             _check(called, leaf, one)
         return cls(structure, tuple(manifolds))
 
     @property
-    def size(self) -> int:
-        """n, how many coordinates one sample has."""
-        return sum(map(_coordinates, self.structure.leaves, self.manifolds))
+    def _parts(self) -> list[_Part]:
+        return [_Part(*pair) for pair in zip(self.structure.leaves, self.manifolds, strict=True)]
 
     def start(self, base: Tensor) -> Tensor:
         """The coordinates of ``base`` in its own chart."""
-        return self._joined(lambda manifold, y: manifold.scale(y), base)
+        return self._joined(lambda part, y: part.manifold.scale(y), base)
 
     def point(self, base: Tensor, z: Tensor) -> Tensor:
         """The point at coordinates ``z`` in the chart at ``base``."""
-        deltas = (z - self.start(base)).split(list(map(_coordinates, self.structure.leaves, self.manifolds)), -1)
-        points = [
-            manifold.retract(y, _rows(manifold, leaf, delta))
-            for manifold, leaf, y, delta in self._zipped(base, deltas)
-        ]
-        return torch.cat([_flat(point, base) for point in points], -1)
+        parts = self._parts
+        deltas = iter((z - self.start(base)).split([part.coordinates for part in parts], -1))
+        return self._joined(lambda part, y: part.manifold.retract(y, part.deltas(next(deltas))), base)
 
     def coordinates(self, base: Tensor, other: Tensor) -> Tensor:
         """The inverse of :meth:`point`: those of ``other``."""
-        return self.start(base) + self._joined(lambda manifold, *pair: manifold.local(*pair), base, other)
+        return self.start(base) + self._joined(lambda part, *pair: part.manifold.local(*pair), base, other)
 
     def project(self, base: Tensor) -> Tensor:
-        """Rounding errors taken away."""
-        return self._joined(lambda manifold, y: manifold.project(y), base)
+        """``base`` without rounding errors."""
+        return self._joined(lambda part, y: part.manifold.project(y), base)
 
     def distance(self, base: Tensor, z: Tensor) -> Tensor:
         """How far ``z`` is from ``base``, ``(*batch,)``: the largest move along a curved direction."""
-        curved = [
-            torch.full((_coordinates(leaf, manifold),), 0.0 if manifold.is_flat else 1.0)
-            for leaf, manifold in zip(self.structure.leaves, self.manifolds, strict=True)
-        ]
-        return ((z - self.start(base)).abs() * torch.cat(curved).to(z)).amax(-1)
+        moves = (z - self.start(base)).abs().split([part.coordinates for part in self._parts], -1)
+        curved = [move for move, one in zip(moves, self.manifolds, strict=True) if not one.is_flat]
+        return torch.cat([*curved, torch.zeros_like(z[..., :1])], -1).amax(-1)
 
     def checked(self, called: str, base: Tensor) -> Tensor:
-        """``base`` without rounding errors.
+        """As :meth:`project`.
 
         Raises
         ------
         ConditionsError
-            If it is no point of the manifold.
+            If ``base`` is further off its manifold than by rounding.
         """
         projected = self.project(base)
         off = ~((projected - base).abs() <= _OFF * (1 + base.abs())) & base.isfinite()
-        if bool(_functorch.plain(off).any()):
-            names = ", ".join(
-                f"y0{leaf.path} ({type(manifold).__name__})"
-                for leaf, manifold in zip(self.structure.leaves, self.manifolds, strict=True)
-            )
-            raise ConditionsError(
-                f"{called}: y0 is not on its manifold: {names}. Accepted are points in the representation of "
-                "the manifold, such as unit quaternions (x, y, z, w) for SO3; manifold.project(y0) makes "
-                "them so, and manifold.exp(delta) makes points."
-            )
-        return projected
-
-    def _zipped(self, base: Tensor, *others: Any) -> Any:
-        pieces = base.split([leaf.size for leaf in self.structure.leaves], -1)
-        points = [
-            _points(manifold, leaf, piece)
-            for manifold, leaf, piece in zip(self.manifolds, self.structure.leaves, pieces, strict=True)
-        ]
-        return zip(self.manifolds, self.structure.leaves, points, *others, strict=True)
+        if not bool(_functorch.plain(off).any()):
+            return projected
+        names = ", ".join(f"y{part.leaf.path}: {type(part.manifold).__name__}" for part in self._parts)
+        raise ConditionsError(
+            f"{called} is not on its manifold ({names}). Accepted are points as the manifold has them, such "
+            "as unit quaternions (x, y, z, w) for SO3: manifold.project(y) makes one of what is near, and "
+            "manifold.exp(delta) of coordinates."
+        )
 
     def _joined(self, function: Callable[..., Tensor], *packed: Tensor) -> Tensor:
-        """What ``function`` makes of the points of each leaf, as one vector per sample."""
-        sizes = [leaf.size for leaf in self.structure.leaves]
+        """What ``function`` makes of the points of each part, as one vector per sample."""
+        batch, sizes = packed[0].shape[:-1], [leaf.size for leaf in self.structure.leaves]
+        pieces = zip(*(one.split(sizes, -1) for one in packed), strict=True)
         results = [
-            function(manifold, *(_points(manifold, leaf, piece) for piece in pieces))
-            for manifold, leaf, *pieces in zip(
-                self.manifolds,
-                self.structure.leaves,
-                *(one.split(sizes, -1) for one in packed),
-                strict=True,
-            )
+            function(part, *map(part.points, together))
+            for part, together in zip(self._parts, pieces, strict=True)
         ]
-        return torch.cat([_flat(result, packed[0]) for result in results], -1)
-
-
-def _points(manifold: Manifold, leaf: Leaf, piece: Tensor) -> Tensor:
-    """``(*batch, k)`` as ``(*batch, *many, *shape)``."""
-    return piece.reshape((*piece.shape[:-1], *leaf.event))
-
-
-def _rows(manifold: Manifold, leaf: Leaf, delta: Tensor) -> Tensor:
-    """``(*batch, k)`` as ``(*batch, *many, tangent_size)``."""
-    return delta.reshape((*delta.shape[:-1], *_many(leaf, manifold), manifold.tangent_size))
-
-
-def _many(leaf: Leaf, manifold: Manifold) -> tuple[int, ...]:
-    """The dims of a leaf that count its points."""
-    return tuple(leaf.event[: len(leaf.event) - len(manifold.shape)])
-
-
-def _flat(tensor: Tensor, like: Tensor) -> Tensor:
-    batch = like.shape[:-1]
-    return tensor.reshape((*batch, tensor.shape[len(batch) :].numel()))
-
-
-def _coordinates(leaf: Leaf, manifold: Manifold) -> int:
-    return torch.Size(_many(leaf, manifold)).numel() * manifold.tangent_size
+        flat = [one.reshape((*batch, one.shape[len(batch) :].numel())) for one in results]
+        return torch.cat(flat, -1)
 
 
 def _check(called: str, leaf: Leaf, manifold: Any) -> None:
     if not isinstance(manifold, Manifold):
         what = f"the class {manifold.__name__}" if isinstance(manifold, type) else repr(manifold)
         raise ConditionsError(
-            f"{called}: manifold= has {what} for y0{leaf.path}; accepted is an instance of a Manifold, such as "
-            "inv.manifolds.SE3() or Euclidean(), or a pytree of them like y0."
+            f"{called}: manifold= has {what} for y0{leaf.path}; accepted is an instance of a Manifold, such "
+            "as inv.manifolds.SE3() or Euclidean(), or a pytree of them like y0."
         )
-    if leaf.dtype.is_complex or leaf.event[len(leaf.event) - len(manifold.shape) :] != manifold.shape or len(
-        leaf.event
-    ) < len(manifold.shape):
+    shape = tuple(manifold.shape)
+    if leaf.dtype.is_complex or leaf.event[max(0, len(leaf.event) - len(shape)) :] != shape:
+        accepted = ", ".join(map(str, ("*batch", *shape)))
         raise ConditionsError(
-            f"{called}: y0{leaf.path} has event shape {tuple(leaf.event)} and dtype {leaf.dtype}; accepted for "
-            f"{type(manifold).__name__}() are real tensors (*batch, {', '.join(map(str, manifold.shape))}), or "
-            "more dims of points of one sample before the last, counted by event_dims=."
+            f"{called}: y0{leaf.path} has event shape {tuple(leaf.event)} and dtype {leaf.dtype}; accepted "
+            f"for {type(manifold).__name__}() are real tensors ({accepted}). Where one sample has many "
+            "points, event_dims= counts the dims before as well."
         )

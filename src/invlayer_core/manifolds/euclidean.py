@@ -23,8 +23,8 @@ class Euclidean(Manifold):
     1
     """
 
-    shape: ClassVar[Size] = Size([])
-    tangent_size: ClassVar[int] = 1
+    shape = Size([])
+    tangent_size = 1
     is_flat: ClassVar[bool] = True
 
     def retract(self, y: Tensor, delta: Tensor) -> Tensor:

@@ -63,9 +63,8 @@ class Manifold(ABC):
 
     def scale(self, y: Tensor) -> Tensor:
         """How large ``y`` is along each direction of its chart: what tolerances relative to y refer to."""
-        return torch.ones_like(y.flatten(y.ndim - len(self.shape))[..., :1]).expand(
-            *y.shape[: y.ndim - len(self.shape)], self.tangent_size
-        )
+        batch = y.shape[: y.ndim - len(self.shape)]
+        return y.new_ones((*batch, self.tangent_size))
 
 
 class LieGroup(Manifold):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Size, Tensor
@@ -26,8 +26,8 @@ class SO2(LieGroup):
     tensor([1., 0.])
     """
 
-    shape: ClassVar[Size] = Size([2])
-    tangent_size: ClassVar[int] = 1
+    shape = Size([2])
+    tangent_size = 1
 
     def exp(self, delta: Tensor) -> Tensor:
         return torch.cat([delta.cos(), delta.sin()], -1)
@@ -68,14 +68,16 @@ class SE2(LieGroup):
     tensor([1., 2., 1., 0.])
     """
 
-    shape: ClassVar[Size] = Size([4])
-    tangent_size: ClassVar[int] = 3
+    shape = Size([4])
+    tangent_size = 3
 
     def exp(self, delta: Tensor) -> Tensor:
         rho, angle = delta[..., :2], delta[..., 2:]
         s = angle.square()
         half = half_sine(s)
-        turning = torch.cat([2 * half * half_cosine(s), 2 * half.square() * angle], -1)  # sin θ, 1 − cos θ, by θ
+        turning = torch.cat(
+            [2 * half * half_cosine(s), 2 * half.square() * angle], -1
+        )  # sin θ, 1 − cos θ, by θ
         return torch.cat([SO2().act(turning, rho), SO2().exp(angle)], -1)
 
     def log(self, y: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Size, Tensor
@@ -42,8 +42,8 @@ class SO3(LieGroup):
     tensor([0., 0., 0., 1.])
     """
 
-    shape: ClassVar[Size] = Size([4])
-    tangent_size: ClassVar[int] = 3
+    shape = Size([4])
+    tangent_size = 3
 
     def exp(self, delta: Tensor) -> Tensor:
         s = _squared(delta)
@@ -90,8 +90,8 @@ class SE3(LieGroup):
     tensor([1., 2., 3., 0., 0., 0., 1.])
     """
 
-    shape: ClassVar[Size] = Size([7])
-    tangent_size: ClassVar[int] = 6
+    shape = Size([7])
+    tangent_size = 6
 
     def exp(self, delta: Tensor) -> Tensor:
         rho, omega = delta.split((3, 3), -1)

@@ -73,8 +73,11 @@ def _starts(kind: str, atlas: Atlas, y0: Any, settings: Settings) -> Starts:
         previous, info = previous_solution(kind, settings.warm_start)
         packed = atlas.structure.pack(f"{kind}(warm_start=...)", previous)
         settings = replace(settings, warm_start=(packed, info))
+    y0_of = f"{kind}: y0"
     starts = Starts.of(kind, atlas.structure.pack(kind, y0).detach(), settings)
-    return replace(starts, first=atlas.checked(kind, starts.first), others=atlas.checked(kind, starts.others))
+    return replace(
+        starts, first=atlas.checked(y0_of, starts.first), others=atlas.checked(y0_of, starts.others)
+    )
 
 
 @final

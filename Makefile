@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Further arguments for pytest, such as PYTEST_ARGS="-k newton -x".
 PYTEST_ARGS ?=
 # The tox environments of `make matrix`, comma-separated.
-MATRIX ?= core,scipy,casadi,cvxpy,all
+MATRIX ?= core,scipy,casadi,cvxpy,qpsolvers,all
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -32,6 +32,7 @@ from invlayer_core.functional import (
     least_squares,
     minimize,
     nlp,
+    qp,
     root,
 )
 from invlayer_core.inputs import from_numpy
@@ -41,6 +42,7 @@ from invlayer_core.layers import (
     LeastSquaresLayer,
     MinimizeLayer,
     NLPLayer,
+    QPLayer,
     RootLayer,
 )
 from invlayer_core.solvers.cone import CSC, ConeProblem
@@ -62,12 +64,14 @@ from invlayer_core.solvers.lookup import (
     register_solver,
     solvers,
 )
+from invlayer_core.solvers.quadratic import BatchQuadraticProblem, CoordinateMatrix, QuadraticProblem
 from invlayer_core.solvers.spec import SolverSpec
 from invlayer_core.starts import starts_between
 
 __all__ = [
     "CSC",
     "BatchProblem",
+    "BatchQuadraticProblem",
     "ConditionsError",
     "ConeProblem",
     "ConeSolution",
@@ -76,6 +80,7 @@ __all__ = [
     "ConstraintInfo",
     "ConvergenceError",
     "ConvergenceWarning",
+    "CoordinateMatrix",
     "DegeneracyWarning",
     "FixedPointLayer",
     "InverseLayer",
@@ -88,6 +93,8 @@ __all__ = [
     "NLPLayer",
     "PerformanceWarning",
     "Problem",
+    "QPLayer",
+    "QuadraticProblem",
     "RootLayer",
     "SampleProblem",
     "SingularJacobianError",
@@ -118,6 +125,7 @@ __all__ = [
     "manifolds",
     "minimize",
     "nlp",
+    "qp",
     "register_linear_solver",
     "register_solver",
     "root",

@@ -156,12 +156,12 @@ def test_transforms_and_vmap(transform: Any) -> None:
 def test_a_long_way_takes_several_charts() -> None:
     group, turn = SO3(), torch.tensor([[0.1, 0.0, 0.0], [2.0, 1.8, -1.0], [0.0, 0.2, 0.1]])
     observed = group.act(group.exp(turn).unsqueeze(-2), points(group)).requires_grad_()
-    y, info = match(group, observed, return_info=True)
+    y, info = match(group, observed, options={"maxiter": 5}, return_info=True)  # in each chart
     assert info.ok.all()
     torch.testing.assert_close(group.matrix(y), group.matrix(group.exp(turn)), rtol=0, atol=1e-9)
-    alone, alone_info = match(group, observed[[0]], return_info=True)
+    alone, alone_info = match(group, observed[[0]], options={"maxiter": 5}, return_info=True)
     assert torch.equal(alone[0], y[0]), "what one sample needs changes no other"
-    assert info.iterations[1] > info.iterations[0] == alone_info.iterations[0]
+    assert info.iterations[1] > 5 >= info.iterations[0] == alone_info.iterations[0]
 
 
 def test_the_derivative_does_not_depend_on_where_the_solve_began() -> None:
@@ -236,9 +236,8 @@ def test_poses_and_numbers_together() -> None:
     direction = torch.randn(observed.shape)
     along = lambda step: solve(observed.detach() + step * direction)  # noqa: E731
     assert torch.autograd.gradcheck(along, torch.zeros((), requires_grad=True), atol=1e-8)
-    truncated, losses = solve(observed, adjoint=inv.adjoints.Truncated(40)), []
-    for poses, scale in ((poses, scale), truncated):
-        losses.append((poses * torch.arange(4.0)).sum() + scale.square().sum())
+    both = ((poses, scale), solve(observed, adjoint=inv.adjoints.Truncated(40)))
+    losses = [(y * torch.arange(4.0)).sum() + factor.square().sum() for y, factor in both]
     gradients = [torch.autograd.grad(loss, observed)[0] for loss in losses]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-9)
 

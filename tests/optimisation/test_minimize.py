@@ -295,3 +295,20 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     double = data.detach().double().requires_grad_()
     (expected,) = torch.autograd.grad(fitted(double).sum(), double)
     torch.testing.assert_close(found.double(), expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("kind", ["minimize", "least_squares", "nlp"])
+def test_check_layer_knows_the_layers(kind: str) -> None:
+    layers = {
+        "minimize": (inv.MinimizeLayer(objective, solver=newton), data(2), torch.zeros(2, 3)),
+        "least_squares": (inv.LeastSquaresLayer(residuals, solver=fit), noisy(2), torch.ones(2, 2)),
+        "nlp": (
+            inv.NLPLayer(objective, bounds=(-5.0, None), solver=newton, polish=0),
+            data(2),
+            torch.zeros(2, 3),
+        ),
+    }
+    layer, a, y0 = layers[kind]
+    report = inv.check_layer(layer, a, y0=y0)
+    assert report.inputs == ("args[0]",)
+    assert report.ok, str(report)

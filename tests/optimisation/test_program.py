@@ -300,3 +300,29 @@ def test_named_unknowns_and_bounds() -> None:
     torch.testing.assert_close(y["rest"].detach(), P[:, 1:].clamp(0, 1))
     assert multipliers.lower["first"].shape == (2, 1)
     torch.testing.assert_close(multipliers.lower["first"].detach(), (-P[:, :1]).clamp_min(0))
+
+
+def test_warm_start_and_guesses_from_args() -> None:
+    starts = []
+
+    def clip(y0: Tensor, p: Tensor) -> Tensor:
+        starts.append(y0.clone())
+        return p.clamp(0.0, 1.0)
+
+    keywords: dict[str, Any] = {"bounds": (0.0, 1.0), "solver": clip, "return_info": True}
+    previous = inv.nlp(objective, lambda p: 0.5 * p, P, **keywords)
+    torch.testing.assert_close(starts[-1], 0.5 * P)
+    _, info = inv.nlp(objective, torch.zeros_like(P), P, warm_start=previous, **keywords)
+    torch.testing.assert_close(starts[-1], previous[0])
+    assert info.start.tolist() == [-1, -1]
+    with pytest.raises(inv.ConditionsError, match=r"n_starts=2\).*accepted is 1"):
+        inv.nlp(objective, torch.zeros(2, *P.shape), P, n_starts=2, **keywords)
+
+
+def test_warm_start_of_named_unknowns() -> None:
+    split = lambda y, p: objective(torch.cat([y["first"], y["rest"]], -1), p)  # noqa: E731
+    y0 = {"first": torch.zeros(2, 1), "rest": torch.zeros(2, 2)}
+    solver = lambda y0, p: {"first": p[:, :1].clone(), "rest": p[:, 1:].clone()}  # noqa: E731
+    previous = inv.minimize(split, y0, P, solver=solver, return_info=True)
+    _, info = inv.minimize(split, y0, P, solver=solver, return_info=True, warm_start=previous)
+    assert info.start.tolist() == [-1, -1]

@@ -42,7 +42,9 @@ Activity = Literal["exact", "soft", "full"]
 class Multipliers(NamedTuple):
     """The multipliers of a constrained minimum, each ``(*batch, k)``; k = 0 if there is no such constraint.
 
-    Signs: ∇f = ∂hᵀ equalities + ∂cᵀ inequalities + lower − upper, with all but the first not negative.
+    Signs: ∇f = ∂hᵀ equalities + ∂cᵀ inequalities + lower − upper, with all but the first not negative. For a
+    quadratic program, whose inequalities are G x ≤ h, and as its solvers have it:
+    P x + q + Aᵀ equalities + Gᵀ inequalities − lower + upper = 0.
     """
 
     equalities: Tensor

@@ -27,7 +27,7 @@ from invlayer_core.diagnostics.second_order import check_second_order
 from invlayer_core.diagnostics.subject import Subject
 from invlayer_core.diagnostics.trial import Trial, first_line
 from invlayer_core.errors import ConvergenceError, ConvergenceWarning, PerformanceWarning
-from invlayer_core.layers import FixedPointLayer, InverseLayer, RootLayer
+from invlayer_core.layers import LAYERS_WITH_GUESS, InverseLayer
 
 __all__ = ["check_layer"]
 
@@ -140,7 +140,7 @@ def _failed_report(name: str, names: tuple[str, ...], error: ConvergenceError) -
 
 
 def _describe(layer: Callable[..., Any]) -> str:
-    if isinstance(layer, RootLayer | FixedPointLayer):
+    if isinstance(layer, LAYERS_WITH_GUESS):
         solver = layer.solver if isinstance(layer.solver, str) else name_of(layer.solver)
         return f"{type(layer).__name__}(solver={solver!r})"
     if isinstance(layer, torch.nn.Module):
@@ -151,7 +151,7 @@ def _describe(layer: Callable[..., Any]) -> str:
 
 def _with_info(layer: Callable[..., Any]) -> Callable[..., Any]:
     """One of our layers, asked for its ``SolveInfo``; the caller's own stays as it is."""
-    if not isinstance(layer, RootLayer | FixedPointLayer | InverseLayer):
+    if not isinstance(layer, (*LAYERS_WITH_GUESS, InverseLayer)):
         return layer
     asked = copy.copy(layer)
     asked.keywords = {**layer.keywords, "return_info": True}

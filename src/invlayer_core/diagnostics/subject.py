@@ -14,7 +14,7 @@ from invlayer_core.call import name_of
 from invlayer_core.certificate import SolveInfo
 from invlayer_core.diagnostics.modules import modules_of
 from invlayer_core.errors import ConditionsError
-from invlayer_core.layers import FixedPointLayer, RootLayer
+from invlayer_core.layers import LAYERS_WITH_GUESS
 
 __all__ = ["Input", "Outputs", "Subject"]
 
@@ -191,7 +191,7 @@ def _carries_derivatives(leaf: Any) -> bool:
 
 def _differentiable(layer: Callable[..., Any], paths: Sequence[tuple[tuple[Any, ...], Any]]) -> list[int]:
     """Positions of the arguments to differentiate by; no gradient flows to the guess ``y0`` of our layers."""
-    guess = isinstance(layer, RootLayer | FixedPointLayer)
+    guess = isinstance(layer, LAYERS_WITH_GUESS)
     real = [
         i
         for i, (path, leaf) in enumerate(paths)

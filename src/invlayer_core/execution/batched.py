@@ -16,12 +16,18 @@ from invlayer_core.execution.outcome import (
     without_frames,
 )
 from invlayer_core.solvers.contract import BatchProblem, Solver, SolverResult, Status
+from invlayer_core.solvers.quadratic import BatchQuadraticProblem
 
 __all__ = ["run_batched"]
 
 
 def run_batched(
-    solver: Solver, problem: BatchProblem, y0: Tensor, options: Mapping[str, Any], *, recorded: bool = False
+    solver: Solver,
+    problem: BatchProblem | BatchQuadraticProblem,
+    y0: Tensor,
+    options: Mapping[str, Any],
+    *,
+    recorded: bool = False,
 ) -> Outcome:
     """One call of ``solve`` for all samples; ``recorded`` keeps its result on the graph, too.
 

@@ -114,7 +114,7 @@ def run_workload(workload: Workload, asked: BatchMode, *, thread_safe: bool) -> 
     choice = _choose(workload, tried, thread_safe=thread_safe) if asked == "auto" else _Choice(asked, "")
     if count == 0:
         choice = _Choice("serial", "the batch is empty")
-    if count > 1 and choice.how in _IN_PROCESS:
+    if count > 1 and choice.how in _IN_PROCESS and not workload.system.parts:
         workload = replace(workload, at_start=_at_start(workload))
     with progress_bar(count, show=workload.limits.progress) as done:
         outcome = _RUNS[choice.how](workload, done)

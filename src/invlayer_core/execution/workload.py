@@ -17,7 +17,7 @@ from torch import Size, Tensor
 
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.execution.evaluation import AmongOthers, Ask, AtStart, Remembering, Row, RowForm, Wanted
+from invlayer_core.execution.evaluation import AmongOthers, Ask, AtStart, Remembering, Row, RowForm
 from invlayer_core.execution.limits import NO_LIMITS, Deadline, Limits
 from invlayer_core.execution.options import OptionRows
 from invlayer_core.execution.samples import SampleReport, report_of, to_numpy
@@ -104,7 +104,7 @@ class Workload:
             {name: partial(self._part, name) for name in self.part_names}, self._linearized,
         )  # fmt: skip
 
-    @property
+    @cached_property
     def part_names(self) -> tuple[str, ...]:
         """What can be asked for beside F: the parts of the system, and their Jacobians."""
         names = tuple(self.system.parts)
@@ -231,8 +231,8 @@ class Workload:
         """What all systems have in common when each is evaluated by itself."""
         shape = self.system.shape
         batch = shape.batch if self.y0.shape[0] == 1 else Size(1 for _ in shape.batch)
-        plain = not self.system.needs_care
-        return RowForm(self.system.function, batch + shape.event, self.y0[:0], plain)
+        functions = {} if self.system.needs_care else {"residual": self.system.function, **self.system.parts}
+        return RowForm(functions, batch, batch + shape.event, self.y0[:0])
 
     def args_of(self, index: int) -> tuple[Any, ...]:
         """The args of system ``index`` as a batch of one."""
@@ -270,7 +270,7 @@ class Workload:
 
 
 def _checking(ask: Ask, check: Callable[[], Any] | None, deadline: Deadline) -> Ask:
-    def checked(wanted: Wanted, y: np.ndarray) -> np.ndarray:
+    def checked(wanted: str, y: np.ndarray) -> np.ndarray:
         if check is not None:
             check()
         deadline.check()

@@ -7,6 +7,7 @@ from invlayer_core.functional.implicit_function import implicit_function
 from invlayer_core.functional.inverse import inverse, inverse_conditions
 from invlayer_core.functional.optimisation import least_squares, minimize
 from invlayer_core.functional.program import nlp
+from invlayer_core.functional.quadratic import qp
 
 __all__ = [
     "batch_jacobian",
@@ -18,5 +19,6 @@ __all__ = [
     "least_squares",
     "minimize",
     "nlp",
+    "qp",
     "root",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -145,7 +145,7 @@ def _least_squares(
         _refuse_derivatives("least_squares", jacobian=jacobian, hessian=hessian)
         in_charts = lambda atlas: HalfSquares(Packed(Charted(residuals, atlas)))  # noqa: E731
         return solve_on_manifold("least_squares", in_charts, y0, args, manifold, solver, options, keywords)
-    unknowns = Unknowns.of("least_squares", y0, keywords)
+    unknowns = Unknowns.of("least_squares", y0, args, keywords)
     given = None if jacobian is None else unknowns.function(jacobian)
     objective = HalfSquares(unknowns.packed(residuals), given)
     return _solve("least_squares", objective, unknowns, args, solver, options, hessian, keywords)
@@ -165,7 +165,7 @@ def _minimize(
         _refuse_derivatives("minimize", hessian=hessian)
         in_charts = lambda atlas: Charted(objective, atlas)  # noqa: E731
         return solve_on_manifold("minimize", in_charts, y0, args, manifold, solver, options, keywords)
-    unknowns = Unknowns.of("minimize", y0, keywords)
+    unknowns = Unknowns.of("minimize", y0, args, keywords)
     return _solve(
         "minimize", unknowns.function(objective), unknowns, args, solver, options, hessian, keywords
     )
@@ -192,7 +192,6 @@ def _solve(
     keywords: CommonKeywords,
 ) -> Any:
     """Both kinds, for unknowns that are a vector per sample."""
-    plain = cast(CommonKeywords, {**keywords, "event_dims": 1})
     solution = solve_from_guess(
         kind,
         StationarityConditions(objective),
@@ -201,7 +200,7 @@ def _solve(
         unknowns.solver(solver),
         options,
         None if hessian is None else unknowns.function(hessian),
-        plain,
+        unknowns.keywords(kind, keywords),
     )
     if keywords.get("return_info"):
         return unknowns.restore(solution[0]), solution[1]

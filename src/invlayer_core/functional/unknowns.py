@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from invlayer_core.call import CommonKeywords, SolverLike
 from invlayer_core.conditions.structured import StructuredSolver
 from invlayer_core.inputs import is_real_tensor
 from invlayer_core.solvers.contract import Solver
+from invlayer_core.starts import open_guess, previous_solution
 from invlayer_core.structured import Structure, pack_equations
 
 __all__ = ["Packed", "Unknowns"]
@@ -61,13 +62,22 @@ class Unknowns:
     structure: Structure | None
 
     @classmethod
-    def of(cls, kind: str, y0: Any, keywords: CommonKeywords) -> Unknowns:
-        """Take y0 apart, by ``event_dims`` of the keywords."""
+    def of(cls, kind: str, y0: Any, args: Any, keywords: CommonKeywords) -> Unknowns:
+        """Take y0, or what it makes of the args, apart by ``event_dims`` of the keywords."""
+        y0 = open_guess(y0, args)
         event_dims = keywords.get("event_dims", 1)
         if is_real_tensor(y0) and event_dims == 1:
             return cls(y0, None)
         structure = Structure.of(kind, "y0", y0, event_dims)
         return cls(structure.pack(kind, y0), structure)
+
+    def keywords(self, kind: str, keywords: CommonKeywords) -> CommonKeywords:
+        """The keywords of the same call, for unknowns that are a vector."""
+        plain = cast(CommonKeywords, {**keywords, "event_dims": 1})
+        if self.structure is not None and plain.get("warm_start") is not None:
+            y, info = previous_solution(kind, plain["warm_start"])
+            plain["warm_start"] = (self.structure.pack(f"{kind}(warm_start=...)", y), info)
+        return plain
 
     def function(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The user's function as one of the vector."""

@@ -22,6 +22,7 @@ def register_solver() -> list[SolverSpec]:
         _spec("torch.levenberg_marquardt", "levenberg_marquardt:LevenbergMarquardt", _RESIDUALS),
         _spec("torch.dogleg", "dogleg:Dogleg", _RESIDUALS),
         _spec("torch.lbfgs", "lbfgs:LBFGS", ("minimize", *_RESIDUALS)),
+        _spec("torch.qp", "quadratic:InteriorPoint", ("qp",)),
     ]
 
 

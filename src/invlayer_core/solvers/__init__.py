@@ -27,6 +27,7 @@ from invlayer_core.solvers.lookup import (
     register_solver,
     solvers,
 )
+from invlayer_core.solvers.quadratic import BatchQuadraticProblem, CoordinateMatrix, QuadraticProblem
 from invlayer_core.solvers.registry import Registry, get_registry
 from invlayer_core.solvers.spec import API_VERSION, KINDS, SolverSpec
 
@@ -36,11 +37,14 @@ __all__ = [
     "KINDS",
     "PROJECT_NAME",
     "BatchProblem",
+    "BatchQuadraticProblem",
+    "CoordinateMatrix",
     "Factor",
     "LinearSolverSpec",
     "Plugin",
     "PluginFailure",
     "Problem",
+    "QuadraticProblem",
     "Registry",
     "SampleProblem",
     "Solver",

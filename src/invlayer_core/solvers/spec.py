@@ -10,7 +10,7 @@ __all__ = ["API_VERSION", "KINDS", "SolverSpec", "check_name_and_factory"]
 API_VERSION = 1
 """The version of the contract between invlayer and its plugins (``SolverSpec.api``)."""
 
-KINDS = frozenset({"root", "fixed_point", "minimize", "least_squares", "nlp", "cone"})
+KINDS = frozenset({"root", "fixed_point", "minimize", "least_squares", "nlp", "cone", "qp"})
 """The problem kinds a solver may declare."""
 
 
@@ -43,7 +43,7 @@ class SolverSpec:
         ``"module:Class"`` of the :class:`~invlayer_core.Solver`; imported on first use.
     kinds : tuple of str
         The problem kinds it solves: ``"root"``, ``"fixed_point"``, ``"minimize"``, ``"least_squares"``,
-        ``"nlp"``, ``"cone"``.
+        ``"nlp"``, ``"cone"``, ``"qp"``.
     requires : tuple of str
         Requirements it needs at run time, such as ``("scipy>=1.11",)``.
     install : str

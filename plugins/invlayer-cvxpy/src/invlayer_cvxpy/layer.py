@@ -45,7 +45,7 @@ class CvxpyLayer(torch.nn.Module):
         How many samples are solved at a time, in threads.
     adjoint, on_failure, atol, rtol, polish, progress, return_info
         As in :func:`invlayer_core.cone_program`. ``polish`` is ``"auto"``, except for linear and quadratic
-        programs of more than 200 canonical variables and constraints that are not sparse: there it is 0.
+        programs of more than 200 canonical variables and constraints: there it is 0.
         ``adjoint`` is by dense or sparse factors, whichever suits the size.
 
     Raises
@@ -195,9 +195,9 @@ class _Split:
 
 
 def _polish(structure: inv.ConeStructure) -> Literal["auto"] | int:
-    """Newton steps unless the Jacobian is large and dense, and the solver accurate without them."""
+    """Newton steps, except for large linear and quadratic programs, which solvers solve to many digits."""
     small = structure.size + structure.equations <= _POLISHED
-    return "auto" if small or structure.places is not None or not structure.cones.is_polyhedral else 0
+    return "auto" if small or not structure.cones.is_polyhedral else 0
 
 
 def _adjoint(structure: inv.ConeStructure) -> inv.adjoints.Adjoint:

@@ -27,6 +27,8 @@ def register_solver() -> list[SolverSpec]:
         _spec("scipy.minimize", "minimize:Minimize", kinds=("minimize", "nlp"), requires=("scipy>=1.16",)),
         _spec("scipy.minimize_scalar", "minimize:MinimizeScalar", kinds=("minimize",), scalar=True),
         _spec("scipy.least_squares", "least_squares:LeastSquares", kinds=("least_squares",)),
+        _spec("scipy.linprog", "programs:LinProg", kinds=("qp",)),
+        _spec("scipy.milp", "programs:Milp", kinds=("qp",)),
     ]
 
 

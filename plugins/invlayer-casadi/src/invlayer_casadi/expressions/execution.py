@@ -97,7 +97,7 @@ class LinewiseExecution:
         self._constants = torch.as_tensor(program.constants, dtype=like.dtype).to(like.device).unbind(0)
         self._steps, self._places, self.registers = self._allocate()
 
-    def _allocate(self) -> tuple[list[tuple[Operation, int, tuple[int, ...]]], list[int], int]:
+    def _allocate(self) -> tuple[list[tuple[Operation, int, int, int]], list[int], int]:
         """Every row as a place: constants, then inputs, then registers."""
         first = self._lead + self._nonzeros
         lines = [
@@ -111,14 +111,13 @@ class LinewiseExecution:
         free: list[int] = []
         used, steps = first, []
         for t, (opcode, row, operands) in enumerate(lines):
-            # The target is chosen first: an operation never writes over what it still reads.
-            if free:
-                target = free.pop()
-            else:
-                target, used = used, used + 1
-            steps.append((_operation(opcode), target, tuple(place[o] for o in operands)))
-            place[row] = target
+            sources = tuple(place[o] for o in operands)
+            # An operand that is read for the last time gives its place to the result: all is elementwise.
             free += [place[o] for o in set(operands) if o >= first and last[o] == t]
+            if not free:
+                free, used = [used], used + 1
+            place[row] = free.pop()
+            steps.append((_operation(opcode), place[row], sources[0], sources[1] if len(sources) > 1 else -1))
         return steps, [place[int(row)] for row in self.program.results], used - first
 
     @property
@@ -129,8 +128,11 @@ class LinewiseExecution:
     def __call__(self, inputs: Tensor) -> Tensor:
         registers = inputs.new_empty(self.registers, inputs.shape[1])
         rows = (*self._constants, *inputs.unbind(0), *registers.unbind(0))
-        for operation, target, operands in self._steps:
-            operation(*(rows[o] for o in operands), out=rows[target])
+        for operation, target, first, second in self._steps:
+            if second < 0:
+                operation(rows[first], out=rows[target])
+            else:
+                operation(rows[first], rows[second], out=rows[target])
         results = inputs.new_empty(len(self._places), inputs.shape[1])
         for row, place in zip(results.unbind(0), self._places, strict=True):
             row.copy_(rows[place])
@@ -139,14 +141,17 @@ class LinewiseExecution:
 
 def run_program(execution: LevelwiseExecution | LinewiseExecution, inputs: Sequence[Tensor]) -> list[Tensor]:
     """``(B, nonzeros)`` of every input to ``(B, nonzeros)`` of every output, in parts that fit."""
-    joined = torch.cat(list(inputs), dim=1).T.contiguous()
-    most, batch = execution.most, joined.shape[1]
+    batch, most = inputs[0].shape[0], execution.most
+    joined = inputs[0].new_empty(sum(execution.program.inputs), batch)
+    for rows, tensor in zip(joined.split(list(execution.program.inputs)), inputs, strict=True):
+        rows.copy_(tensor.T)
     if batch <= most:
         results = execution(joined)
     else:
-        parts = [execution(part.contiguous()) for part in joined.split(most, dim=1)]
-        results = torch.cat(parts, dim=1)
-    return list(results.T.contiguous().split(list(execution.program.outputs), dim=1))
+        results = torch.cat([execution(part.contiguous()) for part in joined.split(most, dim=1)], dim=1)
+    # Forward mode wants strides as a new tensor has them, which contiguous() does not promise for dims of one.
+    parts = results.split(list(execution.program.outputs))
+    return [rows.new_empty(batch, rows.shape[0]).copy_(rows.T) for rows in parts]
 
 
 def linewise_pays(inputs: Sequence[Tensor]) -> bool:

@@ -1,0 +1,172 @@
+"""Derivatives of every order: against finite differences, and against a KKT system that torch records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.quadratic.programs import NAMES, TryAll, kkt_solution, leaves, program
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import invlayer_core as inv
+
+
+def layer(*args: Tensor, names: tuple[str, ...] = NAMES, solver: Any = "torch.qp") -> Tensor:
+    x, multipliers = inv.qp(
+        **{"P": None, **dict(zip(names, args, strict=True))}, solver=solver, return_multipliers=True
+    )
+    return torch.cat([x, *multipliers], -1)
+
+
+def oracle(*args: Tensor, names: tuple[str, ...] = NAMES) -> Tensor:
+    """z of one program, on the active set at which the layer stands."""
+    given = dict(zip(names, args, strict=True))
+    z = layer(*(t.detach() for t in args), names=names)
+    active = z[3:] > 0
+    active[: 1 if "A" in names else 0] = True
+    return kkt_solution(given, active)
+
+
+@pytest.mark.parametrize("batched", ["", "q", "P q G h A b lb ub", "G h lb"])
+def test_gradcheck_in_both_modes_and_twice(batched: str) -> None:
+    args = tuple(leaves(program(batched=batched)).values())
+    assert gradcheck(layer, args, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(layer, args, check_batched_grad=not batched)
+
+
+@pytest.mark.parametrize("names", ["P q", "P q G h", "P q A b", "P q lb", "P q ub", "q lb ub"])
+def test_gradcheck_of_subsets(names: str) -> None:
+    given = program(names)
+    if "P" not in given:
+        given["q"] = given["q"] / given["q"].abs()
+    inputs = leaves(given)
+    if "P" not in given:
+        inputs["q"] = inputs["q"].detach()
+    kept = tuple(given)
+    assert gradcheck(lambda *args: layer(*args, names=kept, solver=TryAll()), tuple(inputs.values()))
+
+
+def test_first_and_second_derivatives_are_those_of_the_kkt_system() -> None:
+    args = tuple(leaves(program()).values())
+    weights = torch.randn(10, dtype=torch.float64)
+
+    def slopes(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        value = (function(*args)[: len(weights)] * weights).sum()
+        first = torch.autograd.grad(value, args, create_graph=True)
+        second = torch.autograd.grad(sum((t**2).sum() for t in first), args)
+        return *first, *second
+
+    for ours, theirs in zip(slopes(layer), slopes(oracle), strict=True):
+        assert (ours - theirs).abs().max() <= 1e-10 * (1 + theirs.abs().max())
+
+
+def cubed(q: Tensor, h: Tensor, P: Tensor, rest: dict[str, Tensor]) -> Tensor:
+    return (inv.qp(P, q, h=h, solver="torch.qp", **rest) ** 3).sum()
+
+
+@pytest.fixture
+def parts() -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
+    given = program()
+    return (given.pop("q"), given.pop("h"), given.pop("P")), given
+
+
+def test_hessians_agree_in_every_mode(parts) -> None:
+    args, rest = parts
+    rev, fwd = torch.func.jacrev, torch.func.jacfwd
+
+    def function(*args: Tensor) -> Tensor:
+        return cubed(*args, rest)
+
+    wanted = torch.autograd.functional.hessian(function, args)
+    for outer in (rev, fwd):
+        for inner in (rev, fwd):
+            found = outer(inner(function, argnums=(0, 1, 2)), argnums=(0, 1, 2))(*args)
+            for row, right in zip(found, wanted, strict=True):
+                for block, its in zip(row, right, strict=True):
+                    assert (block - its).abs().max() <= 1e-11 * (1 + its.abs().max())
+
+
+def test_third_derivative(parts) -> None:
+    (q, h, P), rest = parts
+
+    def along(t: Tensor) -> Tensor:
+        return cubed(q + t, h, P * (1 + t), rest)
+
+    t, step = torch.zeros((), dtype=torch.float64), 1e-3
+    third = torch.func.grad(torch.func.grad(torch.func.grad(along)))(t)
+    second = torch.func.grad(torch.func.grad(along))
+    difference = (second(t + step) - second(t - step)) / (2 * step)
+    assert abs(third - difference) <= 1e-4 * (1 + abs(third))
+
+
+def test_vmap_and_its_nestings(parts) -> None:
+    (q, h, P), rest = parts
+    qs = q + torch.randn(4, 3, dtype=torch.float64)
+    Ps = torch.stack([P + i * 0.1 * torch.eye(3) for i in range(2)])
+
+    def solution(q: Tensor, P: Tensor) -> Tensor:
+        return inv.qp(P, q, h=h, solver="torch.qp", **rest)
+
+    whole = solution(qs, Ps.unsqueeze(1))
+    nested = torch.vmap(torch.vmap(solution, in_dims=(0, None)), in_dims=(None, 0))(qs, Ps)
+    assert torch.allclose(nested, whole, rtol=0, atol=1e-13)
+    assert torch.allclose(torch.vmap(lambda P: solution(qs, P))(Ps), whole, rtol=0, atol=1e-13)
+    slope = torch.func.grad(lambda q, P: (solution(q, P) ** 2).sum(), argnums=1)
+    mapped = torch.vmap(slope, in_dims=(0, None))(qs, P)
+    assert torch.allclose(mapped, torch.stack([slope(q, P) for q in qs]), rtol=0, atol=1e-12)
+    summed = torch.func.grad(lambda P: (torch.vmap(solution, in_dims=(0, None))(qs, P) ** 2).sum())(P)
+    assert torch.allclose(summed, mapped.sum(0), rtol=0, atol=1e-12)
+
+
+def test_per_sample_solver_under_vmap(parts) -> None:
+    (q, h, P), rest = parts
+    qs = q + torch.randn(3, 3, dtype=torch.float64)
+    mapped = torch.vmap(lambda q: inv.qp(P, q, h=h, solver=TryAll(), **rest))(qs)
+    assert torch.allclose(mapped, inv.qp(P, qs, h=h, solver=TryAll(), **rest), rtol=0, atol=1e-13)
+
+
+def test_factors_are_made_once_for_polish_and_all_cotangents(monkeypatch: pytest.MonkeyPatch) -> None:
+    from invlayer_core.linear import saddle_bank
+
+    made = []
+    original = saddle_bank.make_saddle_point
+    monkeypatch.setattr(saddle_bank, "make_saddle_point", lambda *args: made.append(args) or original(*args))
+    given = leaves(program(batched="q"))
+    x = inv.qp(**given, solver=TryAll())
+    assert not made  # exact already: nothing is factorised before the backward pass
+    for _ in range(3):
+        x.sum().backward(retain_graph=True)
+    assert len(made) == 1
+    x = inv.qp(**given, solver=TryAll(noise=1e-7))
+    x.sum().backward()
+    assert len(made) == 2  # by the polish, and not again
+
+
+def test_samples_do_not_touch_each_other() -> None:
+    given = program(batched="q h", batch=4)
+    spoiled = {**given, "q": given["q"].clone()}
+    spoiled["q"][2] = torch.nan
+
+    def run(arguments: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        inputs = leaves(arguments)
+        x = inv.qp(**inputs, solver="torch.qp", on_failure="nan")
+        x[[0, 1, 3]].sum().backward()
+        return x.detach(), inputs["q"].grad, inputs["h"].grad, inputs["P"].grad
+
+    sound, odd = run(given), run(spoiled)
+    for whole, other in zip(sound[:3], odd[:3], strict=True):
+        assert torch.equal(whole[[0, 1, 3]], other[[0, 1, 3]])
+    assert torch.allclose(sound[3], odd[3], rtol=0, atol=1e-15)
+
+
+def test_compile_breaks_the_graph_and_gives_the_same() -> None:
+    given = leaves(program())
+    wanted = inv.qp(**given, solver="torch.qp")
+    compiled = torch.compile(lambda **kw: inv.qp(**kw, solver="torch.qp"), backend="eager")
+    found = compiled(**given)
+    assert torch.equal(found, wanted)
+    slopes = [torch.autograd.grad(x.sum(), given["q"])[0] for x in (found, wanted)]
+    assert torch.equal(*slopes)

@@ -1,0 +1,204 @@
+"""Values: known solutions, any subset of the arguments, batches, dtypes, bad input."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from tests.quadratic.programs import TryAll, kkt_solution, leaves, program, rows_of
+from torch import Tensor
+
+import invlayer_core as inv
+
+SOLVERS = [TryAll(), "torch.qp"]
+EYE = torch.eye(2, dtype=torch.float64)
+
+
+def vector(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def close(x: Tensor, y: Tensor, tolerance: float = 1e-12) -> bool:
+    return x.shape == y.shape and bool((x - y).abs().max() <= tolerance)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_projection_onto_the_simplex(solver: object) -> None:
+    """Known in closed form: (c − τ)₊ with τ such that it sums to 1."""
+    c = vector(0.9, 0.5, -0.2)
+    A, b = torch.ones(1, 3, dtype=torch.float64), vector(1.0)
+    x, multipliers = inv.qp(
+        torch.eye(3, dtype=torch.float64), -c, A=A, b=b, lb=torch.zeros(3).double(), solver=solver,
+        return_multipliers=True,
+    )  # fmt: skip
+    assert close(x, vector(0.7, 0.3, 0.0))
+    assert close(multipliers.equalities, vector(0.2))
+    assert close(multipliers.lower, vector(0.0, 0.0, 0.4))
+    assert multipliers.inequalities.shape == multipliers.upper.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["P q", "P q G h", "P q A b", "P q lb", "P q ub", "P q lb ub", "P q G h lb", "P q G h A b lb ub"],
+)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_any_subset_of_the_arguments(names: str, solver: object) -> None:
+    given = program(names)
+    x, multipliers = inv.qp(**given, solver=solver, return_multipliers=True)
+    z = torch.cat([x, *multipliers])
+    C, _, equalities = rows_of(given, 3)
+    active = torch.cat([torch.ones(equalities, dtype=torch.bool), z[3 + equalities :] > 0])
+    assert len(active) == len(C)
+    assert close(z, kkt_solution(given, active), 1e-11)
+
+
+@pytest.mark.parametrize("batched", ["q", "P", "h", "P q G h A b lb ub", "G h ub"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_batched_and_shared_arguments(batched: str, solver: object) -> None:
+    given = program(batched=batched)
+    x, info = inv.qp(**given, solver=solver, return_info=True)
+    assert x.shape == (3, 3)
+    assert info.ok.shape == (3,)
+    for i in range(3):
+        alone = {k: v[i] if k in batched.split() else v for k, v in given.items()}
+        assert close(x[i], inv.qp(**alone, solver=solver), 1e-11)
+
+
+def test_batch_dims_broadcast() -> None:
+    given = program(batched="q")
+    given["h"] = torch.stack([given["h"], given["h"] + 0.1]).unsqueeze(1)  # (2, 1, m) against (3, n)
+    x = inv.qp(**given, solver="torch.qp")
+    assert x.shape == (2, 3, 3)
+    one = inv.qp(**{**given, "q": given["q"][2], "h": given["h"][1, 0]}, solver="torch.qp")
+    assert close(x[1, 2], one)
+
+
+def test_b_equal_to_n_is_no_matter() -> None:
+    given = program(batched="q", batch=3, n=3)
+    assert close(
+        inv.qp(**given, solver="torch.qp")[1], inv.qp(**{**given, "q": given["q"][1]}, solver="torch.qp")
+    )
+
+
+def test_empty_batch() -> None:
+    given = program(batched="q")
+    given["q"] = given["q"][:0].requires_grad_()
+    x = inv.qp(**given, solver=TryAll())
+    assert x.shape == (0, 3)
+    x.sum().backward()
+    assert given["q"].grad.shape == (0, 3)
+
+
+def test_a_p_that_is_not_symmetric_means_its_symmetric_part() -> None:
+    P = torch.tensor([[1.0, 0.6], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    q = vector(-2.0, 1.0)
+    x = inv.qp(P, q, solver="torch.qp")
+    assert close(x.detach(), torch.linalg.solve((P + P.mT).detach() / 2, -q))
+    (bar,) = torch.autograd.grad(x[0], P)
+    assert close(bar, bar.mT)
+
+
+def test_infinite_limits_bound_nothing() -> None:
+    inf = float("inf")
+    x, multipliers = inv.qp(
+        EYE, vector(2.0, 2.0), EYE, vector(inf, 0.0), lb=vector(-inf, -1.0), solver="torch.qp",
+        return_multipliers=True,
+    )  # fmt: skip
+    assert close(x, vector(-2.0, -1.0))
+    assert close(multipliers.inequalities, vector(0.0, 0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_results_and_gradients_have_the_dtype_of_the_arguments(dtype: torch.dtype) -> None:
+    q = torch.tensor([-0.5, -3.0], dtype=dtype, requires_grad=True)
+    x = inv.qp(torch.eye(2, dtype=dtype), q, ub=torch.ones(2, dtype=dtype), solver="torch.qp")
+    x.sum().backward()
+    assert x.dtype == q.grad.dtype == dtype
+    assert x.tolist() == [0.5, 1.0]
+    assert q.grad.tolist() == [-1.0, 0.0]
+
+
+def test_layer_is_the_function_and_survives_copy_and_pickle() -> None:
+    given = program()
+    layer = inv.QPLayer(solver="torch.qp", return_multipliers=True)
+    for each in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        x, multipliers = each(**given)
+        assert close(x, inv.qp(**given, solver="torch.qp"))
+        assert multipliers.lower.shape == (3,)
+
+
+def test_threads_give_the_same() -> None:
+    given = program(batched="q", batch=8)
+    serial = inv.qp(**given, solver=TryAll(), batch="serial")
+    spec = inv.SolverSpec(name="test.tryall", factory="tests.quadratic.programs:TryAll", kinds=("qp",))
+    inv.register_solver(spec, replace=True)
+    assert torch.equal(serial, inv.qp(**given, solver="test.tryall", batch="threads"))
+
+
+def test_guess_reaches_the_solver() -> None:
+    seen = []
+
+    class Seeing(TryAll):
+        def solve(self, problem, y0, options):
+            seen.append(y0.copy())
+            return super().solve(problem, y0, options)
+
+    given = program(batched="q")
+    inv.qp(**given, x0=torch.ones(3).double(), solver=Seeing())
+    assert np.array_equal(seen, np.ones((3, 3)))
+    inv.qp(**given, solver=Seeing())
+    assert np.array_equal(seen[-1], np.zeros(3))
+
+
+def test_no_grad_and_inference_mode() -> None:
+    given = leaves(program())
+    with torch.no_grad():
+        assert not inv.qp(**given, solver="torch.qp").requires_grad
+    with torch.inference_mode():
+        assert close(inv.qp(**given, solver="torch.qp"), inv.qp(**given, solver="torch.qp"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": None}, "q is None; accepted is a floating-point"),
+        ({"q": [1.0, 2.0, 3.0]}, "q is a list; accepted is a floating-point torch.Tensor"),
+        ({"q": torch.ones(3, dtype=torch.int64)}, r"dtype torch.int64; accepted are real .* q.double\(\)"),
+        ({"q": torch.tensor(1.0)}, r"q has shape \(\); accepted is \(\*batch, n\)"),
+        ({"P": torch.eye(4)}, "P is 4 x 4 and q has 3 entries; accepted is n x n"),
+        ({"G": torch.ones(2, 4)}, "G is 2 x 4 and q has 3 entries; accepted is m x n"),
+        ({"h": torch.ones(3)}, r"G has 2 rows and h has shape \(3,\)"),
+        ({"h": None}, "G was given without h; accepted are both"),
+        ({"A": None}, "b was given without A; accepted are both"),
+        ({"lb": torch.ones(2)}, r"lb has shape \(2,\) and q has 3 entries"),
+        ({"q": torch.ones(2, 3), "h": torch.ones(5, 2)}, "batch dims of .* do not fit together"),
+        ({"P": torch.ones(2, 3, 3).to_sparse()}, r"P is sparse and has shape \(2, 3, 3\)"),
+        ({"event_dims": 2}, "event_dims=2.*leave event_dims out"),
+        ({"batch": "lockstep"}, "batch='lockstep'.*torch.qp|torch.qp takes whole batches"),
+        ({"solver": "torch.newton"}, "that solver is for root, fixed_point; accepted here: .*torch.qp"),
+    ],
+)
+def test_bad_input(change: dict, message: str) -> None:
+    with pytest.raises(inv.ConditionsError, match=message):
+        inv.qp(**{"P": torch.eye(3), **program("q G h A b lb ub"), "solver": "torch.qp", **change})
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_other_sparse_layouts() -> None:
+    with pytest.raises(inv.ConditionsError, match=r"layout torch.sparse_csc; accepted are dense"):
+        inv.qp(EYE.to_sparse_csc(), vector(1.0, 1.0), solver="torch.qp")
+
+
+def test_per_sample_solver_refuses_ways_that_call_f() -> None:
+    with pytest.raises(inv.ConditionsError, match=r"batch='lockstep'.*goes to its solver as a whole"):
+        inv.qp(**program(), solver=TryAll(), batch="lockstep")
+
+
+def test_unknown_options_and_keywords() -> None:
+    with pytest.raises(TypeError, match="unknown options colour; accepted are tol, max_iterations"):
+        inv.qp(**program(), solver="torch.qp", options={"colour": 1})
+    with pytest.raises(TypeError, match="unknown keyword colour"):
+        inv.qp(**program(), solver="torch.qp", colour=1)

@@ -28,7 +28,7 @@ help:  ## Show this list
 demo: $(call group,demo)  ## Train through SciPy's power-flow solution of the IEEE 14-bus network
 	$(BIN)/python examples/power_flow/demo.py
 
-test: $(call group,test demo)  ## Run the default test suite: core, plugins, code blocks of the docs
+test: $(call group,test demo qp-solvers)  ## Run the default test suite: core, plugins, code blocks of the docs
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(call group,lint)  ## Check style and format

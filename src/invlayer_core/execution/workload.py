@@ -27,6 +27,7 @@ from invlayer_core.execution.evaluation import (
     evaluate_starts,
 )
 from invlayer_core.execution.limits import NO_LIMITS, Deadline, Limits
+from invlayer_core.execution.linearized import Linearized
 from invlayer_core.execution.options import OptionRows
 from invlayer_core.execution.samples import SampleReport, report_of, to_numpy
 from invlayer_core.solvers.contract import BatchProblem, SampleProblem, Solver, SolverResult
@@ -112,7 +113,7 @@ class Workload:
         """All systems at once."""
         return BatchProblem(
             self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second,
-            {name: partial(self._part, name) for name in self.part_names}, self._linearized,
+            {name: partial(self._part, name) for name in self.part_names}, Linearized(self),
         )  # fmt: skip
 
     @cached_property
@@ -129,7 +130,7 @@ class Workload:
             system = self.system.of_part(name.removesuffix("_jacobian"))
             return self.derivatives.jacobian(system, point, self.theta)
         system = self.system.of_part(name)
-        with self._recording():
+        with self.recording():
             value = system.residual(point, self.theta)
         system.check_residual(value)
         return value.reshape(count, *value.shape[len(system.shape.batch) :]).to(y.dtype)
@@ -142,27 +143,16 @@ class Workload:
 
     def _residual(self, y: Tensor) -> Tensor:
         shape = self.system.shape
-        with self._recording():
+        with self.recording():
             residual = self.system.residual(y.reshape(shape.full), self.theta)
-        return self._checked(residual, y)
+        return self.checked(residual, y)
 
-    def _recording(self) -> torch.set_grad_enabled:
+    def recording(self) -> torch.set_grad_enabled:
+        """The grad mode in which the conditions are evaluated."""
         return torch.set_grad_enabled(self.recorded and torch.is_grad_enabled())
 
-    def _linearized(self, name: str, y: Tensor) -> tuple[Tensor, Tensor]:
-        """F or a part, with its Jacobian."""
-        point = y.reshape(self.system.shape.full)
-        if name == "residual":
-            value, blocks = self.derivatives.linearized(self.system, point, self.theta, self.recorded)
-            return self._checked(value, y), blocks
-        if f"{name}_jacobian" in self.system.parts:  # the user's own
-            return self._part(name, y), self._part(f"{name}_jacobian", y)
-        system = self.system.of_part(name)
-        value, blocks = self.derivatives.linearized(system, point, self.theta, self.recorded)
-        system.check_residual(value)
-        return value.reshape(y.shape[0], -1).to(y.dtype), blocks
-
-    def _checked(self, residual: Tensor, y: Tensor) -> Tensor:
+    def checked(self, residual: Tensor, y: Tensor) -> Tensor:
+        """F as ``(B, n)``, in the dtype of y; refused if it has not as many equations as unknowns."""
         shape = self.system.shape
         self.system.check_residual(residual)
         if residual.numel() != y.numel():

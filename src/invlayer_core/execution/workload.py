@@ -17,7 +17,15 @@ from torch import Size, Tensor
 
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.execution.evaluation import AmongOthers, Ask, AtStart, Remembering, Row, RowForm
+from invlayer_core.execution.evaluation import (
+    AmongOthers,
+    Ask,
+    AtStart,
+    Remembering,
+    Row,
+    RowForm,
+    evaluate_starts,
+)
 from invlayer_core.execution.limits import NO_LIMITS, Deadline, Limits
 from invlayer_core.execution.linearized import Linearized
 from invlayer_core.execution.options import OptionRows
@@ -72,6 +80,8 @@ class Workload:
         The number of row 0 in the user's batch.
     at_start : AtStart or None
         What is known of every sample at its start.
+    together : bool
+        Whether a worker of an executor solves the samples of a chunk in lockstep.
     recorded : bool
         Whether what the problem gives hangs on the graph.
     """
@@ -90,6 +100,7 @@ class Workload:
     todo: range = field(default=range(0))
     first: int = 0
     at_start: AtStart | None = None
+    together: bool = False
     recorded: bool = False
 
     @property
@@ -242,6 +253,13 @@ class Workload:
     def remembering(self, index: int, ask: Ask) -> Ask:
         """``ask`` for system ``index``, but not for what is known already."""
         return ask if self.at_start is None else Remembering(ask, *self.at_start.of(index))
+
+    def with_starts(self) -> Workload:
+        """The same, with F and J of every sample at its start."""
+        if not len(self.todo) or self.system.parts:  # optimisation asks for more than F
+            return self
+        jacobian = self.solver.takes_jacobian(self.options_of(0))
+        return replace(self, at_start=evaluate_starts(self.problem(), self.y0, jacobian=jacobian))
 
     def solve(self, index: int, ask: Ask) -> Callable[[], SolverResult]:
         """The solve of one sample, ready to run; the solver gets private copies of guess and options."""

@@ -29,7 +29,7 @@ demo: $(call group,demo)  ## Train through SciPy's power flow of the IEEE 14-bus
 	$(BIN)/python examples/power_flow/demo.py
 	$(BIN)/python examples/cart_pole_mpc/demo.py
 
-test: $(call group,test demo)  ## Run the default test suite: core, plugins, code blocks of the docs
+test: $(call group,test demo qp-solvers)  ## Run the default test suite: core, plugins, code blocks of the docs
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(call group,lint)  ## Check style and format

@@ -178,7 +178,9 @@ def test_the_problem_itself_is_left_alone() -> None:
     assert less.dual_value is None
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, after a break
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # torch's own, after a break
 def test_compile_breaks_the_graph_and_gives_the_same() -> None:
     layer, centre, radius = box_projection(), torch.randn(4, 2, 3).requires_grad_(), torch.tensor(0.5)
     f = lambda centre: layer(centre.sin(), radius)[0].cos()  # noqa: E731

@@ -15,7 +15,7 @@ from invlayer_core.solvers.contract import Solver
 from invlayer_core.starts import open_guess, previous_solution
 from invlayer_core.structured import Structure, pack_equations
 
-__all__ = ["Unknowns"]
+__all__ = ["Packed", "Unknowns"]
 
 
 @final

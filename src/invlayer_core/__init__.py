@@ -3,7 +3,7 @@
 The solver stays as it is; you write in torch what its output satisfies, and get exact gradients.
 """
 
-from invlayer_core import adjoints, jacobians, linear, manifolds, testing
+from invlayer_core import adjoints, jacobians, linear, losses, manifolds, testing
 from invlayer_core.certificate import SolveInfo
 from invlayer_core.conditions.cone import ConeSolution
 from invlayer_core.conditions.cones import Cones, ConeStructure
@@ -122,6 +122,7 @@ __all__ = [
     "least_squares",
     "linear",
     "linear_solvers",
+    "losses",
     "manifolds",
     "minimize",
     "nlp",

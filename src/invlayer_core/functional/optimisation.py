@@ -15,6 +15,7 @@ from invlayer_core.conditions.stationarity import HalfSquares, StationarityCondi
 from invlayer_core.errors import ConditionsError
 from invlayer_core.functional.on_manifold import solve_on_manifold
 from invlayer_core.functional.unknowns import Packed, Unknowns
+from invlayer_core.losses import Robust
 
 __all__ = ["least_squares", "minimize"]
 
@@ -89,6 +90,7 @@ def least_squares(
     options: Mapping[str, Any] | None = None,
     jacobian: Callable[..., Tensor] | None = None,
     hessian: Callable[..., Tensor] | None = None,
+    loss: Any = None,
     manifold: Any = None,
     **keywords: Unpack[CommonKeywords],
 ) -> Any:
@@ -107,6 +109,9 @@ def least_squares(
         Your own ``∂r/∂y (y, *args) -> (*batch, m, n)`` for the solver.
     hessian : callable, optional
         Your own full Hessian ``(y, *args) -> (*batch, n, n)`` for the derivative.
+    loss : Loss, or a pytree of them like the residuals, optional
+        What a residual costs that may be an outlier: ½ Σ ρ(rᵢ²) is minimised. See
+        :mod:`invlayer_core.losses`.
     manifold : Manifold, or a pytree of them like y0, optional
         As in :func:`minimize`.
     **keywords
@@ -125,9 +130,9 @@ def least_squares(
     """
     if torch.compiler.is_compiling():
         return outside_graph(
-            _least_squares, residuals, y0, args, solver, options, jacobian, hessian, manifold, keywords
+            _least_squares, residuals, y0, args, solver, options, jacobian, hessian, loss, manifold, keywords
         )
-    return _least_squares(residuals, y0, args, solver, options, jacobian, hessian, manifold, keywords)
+    return _least_squares(residuals, y0, args, solver, options, jacobian, hessian, loss, manifold, keywords)
 
 
 def _least_squares(
@@ -138,9 +143,13 @@ def _least_squares(
     options: Mapping[str, Any] | None,
     jacobian: Callable[..., Tensor] | None,
     hessian: Callable[..., Tensor] | None,
+    loss: Any,
     manifold: Any,
     keywords: CommonKeywords,
 ) -> Any:
+    if loss is not None:
+        residuals = Robust(residuals, loss)
+        _refuse_jacobian(jacobian)
     if manifold is not None:
         _refuse_derivatives("least_squares", jacobian=jacobian, hessian=hessian)
         in_charts = lambda atlas: HalfSquares(Packed(Charted(residuals, atlas)))  # noqa: E731
@@ -169,6 +178,14 @@ def _minimize(
     return _solve(
         "minimize", unknowns.function(objective), unknowns, args, solver, options, hessian, keywords
     )
+
+
+def _refuse_jacobian(jacobian: Callable[..., Tensor] | None) -> None:
+    if jacobian is not None:
+        raise ConditionsError(
+            "least_squares(jacobian=..., loss=...): the solver works on residuals that the loss has made, "
+            "and whose Jacobian is another. Leave jacobian out, and autograd takes it."
+        )
 
 
 def _refuse_derivatives(kind: str, **derivatives: Callable[..., Tensor] | None) -> None:

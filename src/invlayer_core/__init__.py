@@ -25,6 +25,7 @@ from invlayer_core.errors import (
 )
 from invlayer_core.functional import (
     batch_jacobian,
+    check_jacobian,
     cone_program,
     fixed_point,
     implicit_function,
@@ -110,6 +111,7 @@ __all__ = [
     "UnsupportedTransformError",
     "adjoints",
     "batch_jacobian",
+    "check_jacobian",
     "check_layer",
     "cone_program",
     "fixed_point",

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from invlayer_core.call import CommonKeywords, SolverLike, solve_from_guess
 from invlayer_core.compiled.tracing import outside_graph
-from invlayer_core.conditions.charted import Charted
+from invlayer_core.conditions.charted import Charted, ChartedJacobian
 from invlayer_core.conditions.stationarity import HalfSquares, StationarityConditions
 from invlayer_core.errors import ConditionsError
 from invlayer_core.functional.on_manifold import solve_on_manifold
 from invlayer_core.functional.unknowns import Packed, Unknowns
 from invlayer_core.losses import Robust
+from invlayer_core.manifolds.atlas import Atlas
 
 __all__ = ["least_squares", "minimize"]
 
@@ -106,7 +107,8 @@ def least_squares(
     y0, args, solver, options
         As in :func:`minimize`; the kind is ``"least_squares"``.
     jacobian : callable, optional
-        Your own ``∂r/∂y (y, *args) -> (*batch, m, n)`` for the solver.
+        Your own ``∂r/∂y (y, *args) -> (*batch, m, n)`` for the solver; on a manifold by δ, at δ = 0 in the
+        chart at y. :func:`invlayer_core.check_jacobian` compares it with autograd's.
     hessian : callable, optional
         Your own full Hessian ``(y, *args) -> (*batch, n, n)`` for the derivative.
     loss : Loss, or a pytree of them like the residuals, optional
@@ -151,8 +153,12 @@ def _least_squares(
         residuals = Robust(residuals, loss)
         _refuse_jacobian(jacobian)
     if manifold is not None:
-        _refuse_derivatives("least_squares", jacobian=jacobian, hessian=hessian)
-        in_charts = lambda atlas: HalfSquares(Packed(Charted(residuals, atlas)))  # noqa: E731
+        _refuse_hessian("least_squares", hessian)
+
+        def in_charts(atlas: Atlas) -> HalfSquares:
+            given = None if jacobian is None else ChartedJacobian(jacobian, atlas)
+            return HalfSquares(Packed(Charted(residuals, atlas)), given)
+
         return solve_on_manifold("least_squares", in_charts, y0, args, manifold, solver, options, keywords)
     unknowns = Unknowns.of("least_squares", y0, args, keywords)
     given = None if jacobian is None else unknowns.function(jacobian)
@@ -171,7 +177,7 @@ def _minimize(
     keywords: CommonKeywords,
 ) -> Any:
     if manifold is not None:
-        _refuse_derivatives("minimize", hessian=hessian)
+        _refuse_hessian("minimize", hessian)
         in_charts = lambda atlas: Charted(objective, atlas)  # noqa: E731
         return solve_on_manifold("minimize", in_charts, y0, args, manifold, solver, options, keywords)
     unknowns = Unknowns.of("minimize", y0, args, keywords)
@@ -188,14 +194,12 @@ def _refuse_jacobian(jacobian: Callable[..., Tensor] | None) -> None:
         )
 
 
-def _refuse_derivatives(kind: str, **derivatives: Callable[..., Tensor] | None) -> None:
-    """Refuse the user's own derivatives, which are not those of the coordinates of a chart."""
-    for name, derivative in derivatives.items():
-        if derivative is not None:
-            raise ConditionsError(
-                f"{kind}({name}=..., manifold=...): a derivative by y says nothing of the coordinates of a "
-                f"chart. Leave {name} out, and autograd takes it."
-            )
+def _refuse_hessian(kind: str, hessian: Callable[..., Tensor] | None) -> None:
+    if hessian is not None:
+        raise ConditionsError(
+            f"{kind}(hessian=..., manifold=...): second derivatives by y are none by the coordinates of a "
+            "chart. Leave hessian out, and autograd takes it."
+        )
 
 
 def _solve(

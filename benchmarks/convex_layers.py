@@ -31,17 +31,17 @@ def draw(*shape: int) -> Tensor:
 
 
 def dense_qp(n: int, batch: int):
-    """min ½ ‖S x‖² + pᵀx s.t. G x ≤ h, A x = b with S, G, A constant: the problem that qpth takes."""
+    """min ½ xᵀQ x + pᵀx s.t. G x ≤ h, A x = b with Q, G, A constant: the problem that qpth takes."""
     m, q = n, max(1, n // 5)
     root = RNG.standard_normal((n, n)) / n**0.5
-    S = np.linalg.cholesky(root @ root.T + 0.1 * np.eye(n)).T
+    Q = root @ root.T + 0.1 * np.eye(n)
     G, A = RNG.standard_normal((m, n)), RNG.standard_normal((q, n))
     inside = RNG.standard_normal((batch, n))
     x, p, h, b = cp.Variable(n), cp.Parameter(n), cp.Parameter(m), cp.Parameter(q)
-    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(S @ x) + p @ x), [G @ x <= h, A @ x == b])
+    problem = cp.Problem(cp.Minimize(0.5 * cp.quad_form(x, Q) + p @ x), [G @ x <= h, A @ x == b])
     slack = RNG.random((batch, m))
     values = [3 * draw(batch, n), torch.tensor(inside @ G.T + slack), torch.tensor(inside @ A.T)]
-    return problem, [p, h, b], [x], values, tuple(map(torch.tensor, (S.T @ S, G, A)))
+    return problem, [p, h, b], [x], values, tuple(map(torch.tensor, (Q, G, A)))
 
 
 def qp(n: int, batch: int):

@@ -13,11 +13,12 @@ from pathlib import Path
 import cvxpy as cp
 import numpy as np
 import torch
-from invlayer_cvxpy import CvxpyLayer
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from invlayer_cvxpy import CvxpyLayer
 
 ASSETS, FEATURES, DAYS, SEED = 8, 5, 120, 3
 RISK_AVERSION = 2.0
@@ -96,7 +97,7 @@ class Experiment:
 
     @torch.no_grad()
     def regret(self, model: torch.nn.Linear) -> float:
-        """What is lost on the test days against knowing the returns, in per cent of the utility of knowing."""
+        """What is lost on the test days against knowing the returns, in per cent of that utility."""
         lost = (self.best - self.value(model(self.test.features), self.test)).mean()
         return float(100 * lost / self.best.mean())
 
@@ -197,9 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not gap < 1e-6:
         raise SystemExit("FAILED: the gradient is not that of the utility")
     focused = experiment.decision_focused(two_stage.model)
-    print(
-        f"Regret on {DAYS} test days: {two_stage.regret[-1]:.1f} % two-stage, {focused.regret[-1]:.1f} % decision-focused"
-    )
+    before, after = two_stage.regret[-1], focused.regret[-1]
+    print(f"Regret on {DAYS} test days: {before:.1f} % two-stage, {after:.1f} % decision-focused")
     if options.epochs >= EPOCHS and not focused.regret[-1] < 0.9 * two_stage.regret[-1]:
         raise SystemExit("FAILED: decision-focused training did not lower the regret")
     draw(experiment, two_stage, focused, options.output)

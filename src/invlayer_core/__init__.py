@@ -56,6 +56,7 @@ from invlayer_core.solvers.contract import (
     Status,
 )
 from invlayer_core.solvers.hookspecs import hookimpl
+from invlayer_core.solvers.iterations import DifferentiableSolver
 from invlayer_core.solvers.linear_spec import LinearSolverSpec
 from invlayer_core.solvers.listing import SolverListing
 from invlayer_core.solvers.lookup import (
@@ -83,6 +84,7 @@ __all__ = [
     "ConvergenceWarning",
     "CoordinateMatrix",
     "DegeneracyWarning",
+    "DifferentiableSolver",
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",

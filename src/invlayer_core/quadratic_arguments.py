@@ -41,19 +41,20 @@ def read_program(
             tensors[name] = value
     size = int(present["q"].shape[-1])
     _check_shapes(size, forms, tensors)
-    dtype = reduce(torch.promote_types, (t.dtype for t in tensors.values()))
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else reduce(torch.promote_types, dtypes)
     names = tuple(name for name in ARGUMENTS if name in tensors)
     layout = QuadraticLayout(size, names, forms)
     theta = tuple(_working(tensors[name]) for name in names)
     _check_batch(layout, tensors)
-    return layout, theta, lambda z: z.to(dtype)
+    return layout, theta, lambda z: z if z.dtype == dtype else z.to(dtype)
 
 
 def _working(tensor: Tensor) -> Tensor:
     if tensor.is_inference():
         with outside_inference_mode():
             tensor = tensor.clone()
-    return tensor if tensor.device.type == "mps" else tensor.double()
+    return tensor if tensor.dtype == torch.float64 or tensor.device.type == "mps" else tensor.double()
 
 
 def _check_kinds(present: Mapping[str, Any]) -> None:

@@ -96,8 +96,8 @@ class QuadraticProgram:
 
     def batch(self) -> Size:
         """The batch dims of all arguments, broadcast."""
-        leading = (t.shape[: t.ndim - self.layout.event_dims(name)] for name, t in self.tensors.items())
-        return torch.broadcast_shapes(*leading)
+        leading = {t.shape[: t.ndim - self.layout.event_dims(name)] for name, t in self.tensors.items()}
+        return leading.pop() if len(leading) == 1 else torch.broadcast_shapes(*leading)
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x and all multipliers."""

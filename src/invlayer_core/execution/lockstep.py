@@ -32,7 +32,7 @@ from invlayer_core.execution.workload import Workload
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["CHUNK", "run_in_lockstep"]
+__all__ = ["CHUNK", "play_all", "run_in_lockstep"]
 
 CHUNK = 128
 """Threads, and so the samples that are solved at once: the stacks of twice as many fall out of the caches,
@@ -195,6 +195,12 @@ def run_in_lockstep(workload: Workload, done: Callable[[], Any]) -> Outcome:
         Called whenever a sample is done.
     """
     record = SampleRecord(workload.y0, done)
+    play_all(workload, record)
+    return record.outcome("lockstep")
+
+
+def play_all(workload: Workload, record: SampleRecord) -> None:
+    """Solve all samples at once, into ``record``."""
 
     def play(player: _Player) -> None:
         assert player.index is not None
@@ -212,7 +218,6 @@ def run_in_lockstep(workload: Workload, done: Callable[[], Any]) -> Outcome:
                 conductor.answer(ensemble.live)
     finally:  # Ctrl-C, or a failure of the conductor itself: leave no thread behind
         ensemble.disband()
-    return record.outcome("lockstep")
 
 
 @final

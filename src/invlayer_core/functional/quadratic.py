@@ -24,6 +24,7 @@ from invlayer_core.execution.quadratic import QuadraticForward
 from invlayer_core.implicit import Settings, Solution, solve_implicitly
 from invlayer_core.linear.saddle_bank import SaddleBank
 from invlayer_core.linear.sparse_lu import SparseLU
+from invlayer_core.matrices import DenseForm
 from invlayer_core.quadratic_arguments import read_program
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.structure import Arguments
@@ -133,10 +134,18 @@ def _qp(
             f"qp(batch={settings.batch!r}): a quadratic program goes to its solver as a whole, and not by "
             "calls of F. Accepted are 'auto', 'serial' and 'threads'."
         )
-    rounds = settings.polish
-    settings = replace(settings, polish=0)
     adjoint = _active_set(settings)
     settings = replace(settings, adjoint=adjoint)
+    rounds, plain = (
+        settings.polish,
+        x0 is None and not instance.batched and _is_plain(layout, theta, settings),
+    )
+    settings = replace(settings, polish=0)
+    if plain:
+        z = _solve_single(layout, theta, instance, options or {}, settings.adjoint)
+        if z is not None:
+            x, *multipliers = restore(z).split(layout.sections, -1)
+            return (x, Multipliers(*multipliers)) if return_multipliers else x
     bank = adjoint.bank if isinstance(adjoint, ActiveSet) and _keeps_factors(theta) else None
     forward = PolishedForward(
         QuadraticForward(
@@ -217,6 +226,37 @@ def _active_set(settings: Settings) -> Adjoint:
     if isinstance(chosen.linear_solver, SparseLU):
         return ActiveSet(chosen, SaddleBank(chosen.linear_solver.direct_solver))
     return ActiveSet(chosen, SaddleBank()) if chosen.linear_solver == "auto" else chosen
+
+
+def _is_plain(layout: QuadraticLayout, theta: tuple[Tensor, ...], settings: Settings) -> bool:
+    """Whether there is one dense program on the CPU, nothing special is asked for, and no transform runs."""
+    return (
+        isinstance(settings.adjoint, ActiveSet)
+        and settings.adjoint.bank.direct is None
+        and not (settings.return_info or settings.timeout or settings.executor or settings.progress)
+        and settings.atol is settings.rtol is None
+        and settings.polish == "auto"
+        and not (_functorch.is_active() or _functorch.in_forward_mode())
+        and all(
+            tensor.ndim == layout.event_dims(name) and tensor.device.type == "cpu"
+            for name, tensor in zip(layout.names, theta, strict=True)
+        )
+        and all(isinstance(form, DenseForm) for form in layout.forms.values())
+    )
+
+
+def _solve_single(
+    layout: QuadraticLayout,
+    theta: tuple[Tensor, ...],
+    solver: Solver,
+    options: Mapping[str, Any],
+    adjoint: Adjoint,
+) -> Tensor | None:
+    """The short way; None if the program needs the general one."""
+    from invlayer_core.single_program import solve_single  # it needs NumPy, which the core may lack
+
+    assert isinstance(adjoint, ActiveSet)
+    return solve_single(layout, theta, solver, options, adjoint)
 
 
 def _keeps_factors(theta: tuple[Tensor, ...]) -> bool:

@@ -12,7 +12,7 @@ from scipy.sparse.linalg import splu
 
 import invlayer_core as inv
 
-__all__ = ["RegularisedLU"]
+__all__ = ["RegularisedLU", "bounded"]
 
 _GROWTH = 1e-2  # of 1 / δ: what δ alone keeps finite
 
@@ -51,9 +51,12 @@ class RegularisedLU(inv.linear.SparseDirectSolver):
         except RuntimeError as error:  # SuperLU's word for exactly singular
             raise ZeroDivisionError(str(error)) from error
         return inv.linear.Factor(
-            lambda b: self._bounded(lu.solve(b), b), lambda b: self._bounded(lu.solve(b, trans="T"), b)
+            lambda b: bounded(lu.solve(b), b, self.delta),
+            lambda b: bounded(lu.solve(b, trans="T"), b, self.delta),
         )
 
-    def _bounded(self, x: np.ndarray, b: np.ndarray) -> np.ndarray:
-        limit = _GROWTH / self.delta * np.abs(b).max(initial=0.0)
-        return x if np.abs(x).max(initial=0.0) <= limit else np.full_like(x, np.nan)
+
+def bounded(x: np.ndarray, b: np.ndarray, delta: float) -> np.ndarray:
+    """x, or NaN where it is as large beside b as only δ keeps it from growing further."""
+    limit = _GROWTH / delta * np.abs(b).max(initial=0.0)
+    return x if np.abs(x).max(initial=0.0) <= limit else np.full_like(x, np.nan)

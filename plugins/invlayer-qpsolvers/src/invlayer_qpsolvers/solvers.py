@@ -30,8 +30,7 @@ class QPSolver(inv.Solver):
     def solve(
         self, problem: inv.QuadraticProblem, y0: np.ndarray, options: Mapping[str, Any]
     ) -> inv.SolverResult:
-        sparse = self.backend in qpsolvers.sparse_solvers
-        program = qpsolvers.Problem(*_matrices(problem, sparse=sparse))
+        program = qpsolvers.Problem(*_matrices(problem, sparse=self._takes_sparse(problem)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they say is in the result
             found = qpsolvers.solve_problem(
@@ -50,6 +49,15 @@ class QPSolver(inv.Solver):
         )
         return inv.SolverResult(
             y=answer, success=bool(found.found), message=message, iterations=_iterations(found)
+        )
+
+    def _takes_sparse(self, problem: inv.QuadraticProblem) -> bool:
+        """Whether matrices go in as sparse ones; some solvers take both, and have a method for each."""
+        if self.backend not in qpsolvers.dense_solvers:
+            return True
+        given = (problem.P, problem.G, problem.A)
+        return self.backend in qpsolvers.sparse_solvers and any(
+            isinstance(matrix, inv.CoordinateMatrix) for matrix in given
         )
 
 

@@ -36,7 +36,7 @@ def mismatch(group: LieGroup) -> Callable[..., Tensor]:
     """The residuals of a match: y moves ``points`` onto those observed."""
 
     def residuals(y: Tensor, observed: Tensor) -> Tensor:
-        return group.act(y.unsqueeze(-2), points(group)) - observed
+        return group.act(y.unsqueeze(-2), points(group).to(y.dtype)) - observed
 
     return residuals
 
@@ -192,6 +192,8 @@ def test_a_solver_function_returns_points() -> None:
     observed = observations(group).requires_grad_()
     y, info = match(group, observed, solver=wahba, return_info=True)
     assert info.residual.max() < 1e-12
+    left = mismatch(group)(y, observed).square().sum((-2, -1)).detach()
+    torch.testing.assert_close(info.objective, left / 2, rtol=1e-12, atol=0)
     assert info.solver.endswith("wahba")
     found, expected = group.matrix(y), closed_form(group, observed)
     weights = torch.randn(expected.shape)

@@ -352,3 +352,12 @@ def test_check_layer_has_a_row_for_it(jacobian: Any, verdict: str) -> None:
     assert row.verdict == verdict
     assert report.ok == (verdict == "ok")
     assert ("by unknown 1" in row.detail) == (verdict == "wrong")
+
+
+def test_info_has_the_objective_of_each_sample() -> None:
+    a = data()
+    y, info = solve(a, return_info=True)
+    torch.testing.assert_close(info.objective, objective(y, a), rtol=0, atol=0)
+    measured = noisy()
+    y, info = fitted(measured, return_info=True)
+    torch.testing.assert_close(info.objective, 0.5 * residuals(y, measured).square().sum(-1), rtol=0, atol=0)

@@ -13,7 +13,7 @@ from invlayer_core.compiled.tracing import outside_graph
 from invlayer_core.conditions.charted import Charted, ChartedJacobian
 from invlayer_core.conditions.stationarity import HalfSquares, StationarityConditions
 from invlayer_core.errors import ConditionsError
-from invlayer_core.functional.on_manifold import solve_on_manifold
+from invlayer_core.functional.on_manifold import solve_on_manifold, with_objective
 from invlayer_core.functional.unknowns import Packed, Unknowns
 from invlayer_core.losses import Robust
 from invlayer_core.manifolds.atlas import Atlas
@@ -224,5 +224,6 @@ def _solve(
         unknowns.keywords(kind, keywords),
     )
     if keywords.get("return_info"):
-        return unknowns.restore(solution[0]), solution[1]
+        vector, info = solution
+        return unknowns.restore(vector), with_objective(info, objective, vector, args)
     return unknowns.restore(solution)

@@ -125,7 +125,7 @@ class _Factors(NamedTuple):
         x, mu = self._once(r, s)
         for _ in range(2):
             left, gap = r - self.P @ x - self.rows.mT @ mu, s - self.rows @ x
-            error = max(_share(left, r, x), _share(gap, s, x))
+            error = max(_share(left, r, x), _share(gap, s, torch.cat([x, r / self.P.diagonal().max()])))
             if error <= 1e-13:
                 break
             step = self._once(left, gap)

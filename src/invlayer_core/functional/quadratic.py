@@ -135,11 +135,8 @@ def _qp(
     batch = layout.program(theta).batch()
     if instance.batched:
         check_batched(name, settings.batch, settings.limits)
-    elif settings.batch in ("lockstep", "stacked"):
-        raise ConditionsError(
-            f"qp(batch={settings.batch!r}): a quadratic program goes to its solver as a whole, and not by "
-            "calls of F. Accepted are 'auto', 'serial' and 'threads'."
-        )
+    else:
+        _check_way(settings)
     adjoint = _active_set(settings)
     rounds, settings = settings.polish, replace(settings, adjoint=adjoint, polish=0)
     bank = adjoint.bank if isinstance(adjoint, ActiveSet) and _keeps_factors(theta) else None
@@ -222,6 +219,21 @@ def _active_set(settings: Settings) -> Adjoint:
     if isinstance(chosen.linear_solver, SparseLU):
         return ActiveSet(chosen, SaddleBank(chosen.linear_solver.direct_solver))
     return ActiveSet(chosen, SaddleBank()) if chosen.linear_solver == "auto" else chosen
+
+
+def _check_way(settings: Settings) -> None:
+    """Refuse the ways of a batch that programs, handed over as a whole, do not go."""
+    if settings.batch not in ("auto", "serial", "threads"):
+        raise ConditionsError(
+            f"qp(batch={settings.batch!r}): a quadratic program goes to its solver as a whole, and not by "
+            "calls of F. Accepted are 'auto', 'serial' and 'threads'; or 'torch.qp', which takes the batch."
+        )
+    for name, value in (("timeout", settings.timeout), ("executor", settings.executor)):
+        if value is not None:
+            raise ConditionsError(
+                f"qp({name}={value!r}): a quadratic program goes to its solver as a whole, in this process. Leave "
+                f"{name} out; most solvers have a time limit among their options."
+            )
 
 
 @final

@@ -44,8 +44,8 @@ def register_solver() -> list[SolverSpec]:
             kinds=("qp",),
             requires=("qpsolvers>=4.4", distribution),
             install=f"pip install invlayer-qpsolvers {distribution}",
-            # What the libraries warn of is silenced by Python's warning filters, which threads share.
-            thread_safe=False,
+            # Every solve makes a solver of its own.
+            thread_safe=True,
             bounds=True,
             constraints=True,
         )

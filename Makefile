@@ -25,8 +25,9 @@ group = $(addprefix $(INSTALLED),$(1))
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(call group,demo)  ## Train through SciPy's power-flow solution of the IEEE 14-bus network
+demo: $(call group,demo)  ## Train through SciPy's power flow of the IEEE 14-bus network, and through ipopt's plans
 	$(BIN)/python examples/power_flow/demo.py
+	$(BIN)/python examples/cart_pole_mpc/demo.py
 
 test: $(call group,test demo qp-solvers)  ## Run the default test suite: core, plugins, code blocks of the docs
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -404,3 +404,11 @@ def test_consistent_refuses_a_double_root() -> None:
 def test_consistent_needs_blocks() -> None:
     with pytest.raises(inv.ConditionsError, match="needs the dense Jacobian"):
         Implicit(singular="consistent", linear_solver=inv.linear.GMRES())
+
+
+def test_args_that_f_does_not_read_leave_the_diagnosis_as_it_is() -> None:
+    """∂F/∂b has no graph of its own to be differentiated."""
+    a, b = torch.zeros(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    y = inv.root(lambda y, a, b: y * y - a, torch.ones(1), (a, b), solver=lambda y0, a, b: a.sqrt())
+    with pytest.raises(inv.SingularJacobianError, match="sample 0"):
+        torch.autograd.grad(y.sum(), (a, b))

@@ -3,7 +3,7 @@
 The solver stays as it is; you write in torch what its output satisfies, and get exact gradients.
 """
 
-from invlayer_core import adjoints, jacobians, linear, testing
+from invlayer_core import adjoints, jacobians, linear, manifolds, testing
 from invlayer_core.certificate import SolveInfo
 from invlayer_core.conditions.cone import ConeSolution
 from invlayer_core.conditions.cones import Cones, ConeStructure
@@ -55,6 +55,7 @@ from invlayer_core.solvers.contract import (
     Status,
 )
 from invlayer_core.solvers.hookspecs import hookimpl
+from invlayer_core.solvers.iterations import DifferentiableSolver
 from invlayer_core.solvers.linear_spec import LinearSolverSpec
 from invlayer_core.solvers.listing import SolverListing
 from invlayer_core.solvers.lookup import (
@@ -82,6 +83,7 @@ __all__ = [
     "ConvergenceWarning",
     "CoordinateMatrix",
     "DegeneracyWarning",
+    "DifferentiableSolver",
     "FixedPointLayer",
     "InverseLayer",
     "InvlayerError",
@@ -122,6 +124,7 @@ __all__ = [
     "least_squares",
     "linear",
     "linear_solvers",
+    "manifolds",
     "minimize",
     "nlp",
     "qp",

@@ -21,7 +21,7 @@ from invlayer_core.execution.registered import RegisteredForward, open_options
 from invlayer_core.execution.workload import Derivatives
 from invlayer_core.implicit import OnFailure, Settings, Solution, find_captured, solve_implicitly
 from invlayer_core.inputs import check_devices, is_real_tensor, working_precision
-from invlayer_core.jacobians.linearize import linearize
+from invlayer_core.jacobians.linearize import Linearization, linearize
 from invlayer_core.jacobians.per_sample import blocks_by_columns, per_sample_blocks
 from invlayer_core.leaves import EventDims
 from invlayer_core.solvers.contract import Solver
@@ -183,10 +183,12 @@ def find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
 
 def _solver_jacobian(system: System, y: Tensor, theta: Any) -> Tensor:
     """J for a forward solver: no gradient is recorded, and mixing samples only costs it speed."""
-    linearization = linearize(system, y.detach(), theta)
-    tall = linearization.value.numel() > y.numel() and system.jacobian is None
-    blocks = blocks_by_columns(linearization) if tall else per_sample_blocks(linearization)
-    return blocks.detach()
+    return _blocks(linearize(system, y.detach(), theta)).detach()
+
+
+def _blocks(linearization: Linearization) -> Tensor:
+    tall = linearization.value.numel() > linearization.y.numel() and linearization.system.jacobian is None
+    return blocks_by_columns(linearization) if tall else per_sample_blocks(linearization)
 
 
 def _solver_second_derivative(system: System, y: Tensor, theta: Any) -> Tensor:
@@ -204,9 +206,11 @@ def _solver_linearized(system: System, y: Tensor, theta: Any, recorded: bool) ->
     """F and J for a forward solver, from one evaluation; on the graph if they are to be recorded."""
     if not recorded:
         linearization = linearize(system, y.detach(), theta)
-        return linearization.value.detach(), per_sample_blocks(linearization).detach()
-    linearization = linearize(system, y, theta, create_graph=torch.is_grad_enabled())
-    return linearization.value, per_sample_blocks(linearization)
+        return linearization.value.detach(), _blocks(linearization).detach()
+    linearization = linearize(
+        system, y, theta, create_graph=torch.is_grad_enabled() or _functorch.in_forward_mode()
+    )
+    return linearization.value, _blocks(linearization)
 
 
 DERIVATIVES = Derivatives(_solver_jacobian, _solver_second_derivative, _solver_linearized)

@@ -68,11 +68,11 @@ class SolveInfo:
         What else the solver returned, one per sample (or one for the whole batch); carries no gradient.
     linear_solver : str
         What solves the linear systems of the derivative, and why.
-    constraints : ConstraintInfo or None
-        For problems with constraints: which are active, which weakly, and whether they are independent.
     start : Tensor of int64
         Where the solution comes from: 0, or with ``n_starts`` the number of the start; -1 for the solution
         of the call before (``warm_start``).
+    constraints : ConstraintInfo or None
+        For problems with constraints: which are active, which weakly, and whether they are independent.
     """
 
     ok: Tensor
@@ -87,8 +87,8 @@ class SolveInfo:
     aux: tuple[Mapping[str, Any], ...] = field(default=())
     linear_solver: str = ""
     batch_reason: str = ""
-    constraints: Any = None
     start: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    constraints: Any = None
 
 
 @final

@@ -80,7 +80,7 @@ class Settings:
         Return ``(y, SolveInfo)``.
     n_starts : int
         How many guesses y0 holds for each sample, ``(n_starts, *batch, *event)``. They are tried in order,
-        until one leads to a solution; ``info.start`` tells which.
+        until one leads to a solution; of minima the lowest is taken. ``info.start`` tells which it was.
     warm_start : pair ``(y, info)``, or None
         What the call before returned with ``return_info=True``: samples that converged start there, the
         others from y0 (its first guess, if there are several).

@@ -25,6 +25,7 @@ from invlayer_core.linear.sparse_lu import SparseLU
 __all__ = ["polish"]
 
 _AUTO_STEPS = 10
+_FLOOR = 16.0  # units in the last place of y: a residual that more steps would hardly lower
 _RANK = 1e-10  # singular values up to this fraction of the largest count as zero in a step
 
 
@@ -41,7 +42,7 @@ def polish(
     residual : Tensor
         F(y).
     steps : int or "auto"
-        How many; ``"auto"`` stops when no sample gains any more.
+        How many; ``"auto"`` stops when no sample gains any more, or all are within rounding of y.
     method : LinearSolver, optional
         That of the adjoint: with ``SparseLU`` and a pattern the steps are taken with sparse factors.
 
@@ -68,8 +69,10 @@ def polish(
         y = torch.where(_like(better, y), moved, y)
         residual = torch.where(_like(better, residual), new, residual)
         kept = kept + better
-        if steps == "auto" and not bool(_functorch.plain(better).any()):
-            break
+        if steps == "auto":
+            floor = _FLOOR * torch.finfo(y.dtype).eps * (1.0 + system.shape.vectors(y).abs().amax(-1))
+            if not bool(_functorch.plain(better & ~(_size(system, residual) <= floor)).any()):
+                break
     return y, residual, kept
 
 

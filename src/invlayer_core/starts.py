@@ -23,12 +23,12 @@ from invlayer_core.structure import SystemShape
 __all__ = ["Starts", "open_guess", "previous_solution", "starts_between"]
 
 
-def open_guess(y0: Any, args: tuple[Any, ...]) -> Any:
+def open_guess(y0: Any, args: Any) -> Any:
     """y0 itself, or what it returns for ``args`` if it is a function; no gradient is recorded."""
     if isinstance(y0, Tensor) or not callable(y0):
         return y0
     with torch.no_grad():
-        return y0(*args)
+        return y0(*args) if isinstance(args, tuple) else y0(args)
 
 
 def previous_solution(called: str, warm_start: Any) -> tuple[Any, SolveInfo]:

@@ -108,6 +108,17 @@ class Arguments:
     _spec: Any
     _leaves: tuple[Any, ...]
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        """For other processes: a tree in place of its specification, at whose unpickling torch warns."""
+        tree = None if self._spec is None else _pytree.tree_unflatten([0] * len(self._leaves), self._spec)
+        return self.tensors, tree, self._leaves
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        tensors, tree, leaves = state
+        spec = None if tree is None else _pytree.tree_structure(tree)
+        for name, value in (("tensors", tensors), ("_spec", spec), ("_leaves", leaves)):
+            object.__setattr__(self, name, value)
+
     @classmethod
     def flatten(cls, args: Any) -> Arguments:
         """Take ``args`` apart: a tuple of pytrees, or one object standing for ``(object,)``."""

@@ -10,14 +10,20 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "harness.py")
-NEEDS_SCIPY = {"lockstep.py", "batch_modes.py", "implied_volatility.py", "sparse_poisson.py"}
+NEEDS = {
+    **dict.fromkeys(
+        ("lockstep.py", "batch_modes.py", "implied_volatility.py", "sparse_poisson.py"), "invlayer-scipy"
+    ),
+    "casadi_layers.py": "invlayer-casadi",
+    "convex_layers.py": "invlayer-cvxpy",
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param(name, marks=pytest.mark.plugin("invlayer-scipy")) if name in NEEDS_SCIPY else name
+        pytest.param(name, marks=pytest.mark.plugin(NEEDS[name])) if name in NEEDS else name
         for name in SCRIPTS
     ],
 )

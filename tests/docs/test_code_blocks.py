@@ -27,6 +27,7 @@ PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.tom
 NOTEST: dict[str, int] = {
     "docs/choose.md": 1,  # a cluster
     "docs/compile.md": 1,  # it needs a C++ compiler, and seconds
+    "docs/scale.md": 2,  # a pool of processes, a cluster
 }
 
 OPENING = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<info>[^`]*?)\s*$")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -178,11 +179,28 @@ def test_scipy_methods_equal_serial_bitwise(method: str) -> None:
 
 
 @pytest.mark.plugin("invlayer-scipy")
-def test_auto_takes_lockstep_for_thread_safe_solvers() -> None:
+def test_auto_takes_lockstep_for_solvers_that_renew_their_jacobian() -> None:
     y0, a = problem(20)
-    _, info = inv.root(Counted(), y0, a, solver="scipy.fsolve", return_info=True)
-    _, single = inv.root(Counted(), y0[:1], a[:1], solver="scipy.fsolve", return_info=True)
+    keywords: dict = {"solver": "scipy.root", "options": {"method": "lm"}, "return_info": True}
+    _, info = inv.root(Counted(), y0, a, **keywords)
+    _, single = inv.root(Counted(), y0[:1], a[:1], **keywords)
     assert (info.batch, single.batch) == ("lockstep", "serial")
+    assert info.batch_reason.startswith("the solver asks for Jacobians on its way")
+
+
+@pytest.mark.plugin("invlayer-scipy")
+@pytest.mark.parametrize(("power", "how"), [(0.0, "lockstep"), (1.5, "serial")])
+def test_auto_weighs_what_f_costs(power: float, how: str) -> None:
+    """A solver whose Jacobian at the start serves it to the end gains by lockstep only where F is dear."""
+
+    def f(y: Tensor, a: Tensor) -> Tensor:
+        time.sleep(1e-3 * len(y) ** power)  # a batch costs as much as a row, or more than its rows alone
+        return y + 0.1 * y**3 - a
+
+    y0, a = problem(8)
+    _, info = inv.root(f, y0, a, solver="scipy.fsolve", return_info=True)
+    assert info.batch == how
+    assert info.batch_reason.startswith("F takes")
 
 
 class Malformed(inv.Solver):

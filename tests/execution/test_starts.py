@@ -408,6 +408,70 @@ def test_where_a_warm_start_fails_the_next_start_is_tried() -> None:
     assert (float(y), int(info.start)) == (3, 1)
 
 
+def wells(y: Tensor, a: Tensor) -> Tensor:
+    """Minima near −1 and 1, of which ``a`` lowers the second, and a maximum between them."""
+    return ((y**2 - 1) ** 2 - a * y).sum(-1)
+
+
+def descent(y: Tensor, a: Tensor) -> Tensor:
+    for _ in range(500):
+        y = y - 0.1 * (4 * y * (y**2 - 1) - a)
+    return y
+
+
+def test_of_several_minima_the_lowest_is_taken() -> None:
+    a = torch.tensor([[0.1], [-0.1]], dtype=FLOAT, requires_grad=True)
+    starts = torch.tensor([-1.5, 1.5, 0.5], dtype=FLOAT).reshape(3, 1, 1).expand(3, 2, 1)
+    y, info = inv.minimize(wells, starts, a, solver=descent, n_starts=3, return_info=True)
+    assert info.start.tolist() == [1, 0]
+    assert y.sign().flatten().tolist() == [1, -1]
+    (gradient,) = torch.autograd.grad(y.sum(), a)
+    torch.testing.assert_close(gradient, 1 / (12 * y.detach() ** 2 - 4), rtol=1e-9, atol=0)
+    slices = torch.func.vmap(lambda a: inv.minimize(wells, starts[:, 0], a, solver=descent, n_starts=3))(a)
+    assert torch.equal(slices, y)
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_optimisation_starts_from_guesses_and_solutions(structured: bool) -> None:
+    def objective(y: Any, a: Tensor) -> Tensor:
+        return wells(y["y"] if structured else y, a)
+
+    seen: list[Tensor] = []
+
+    def solver(y0: Any, a: Tensor) -> Any:
+        seen.append(y0["y"] if structured else y0)
+        y = descent(seen[-1], a)
+        return {"y": y} if structured else y
+
+    guess = (lambda a: {"y": a.sign()}) if structured else (lambda a: a.sign())
+    a = torch.tensor([[0.1], [-0.1]], dtype=FLOAT)
+    layer = inv.MinimizeLayer(objective, solver=solver, return_info=True)
+    previous = layer(a, y0=guess)
+    assert torch.equal(seen[-1], a.sign())
+    _, info = layer(a, y0=guess, warm_start=previous)
+    assert torch.equal(seen[-1], previous[0]["y"] if structured else previous[0])
+    assert info.start.tolist() == [-1, -1]
+
+
+def test_a_warm_start_of_a_program_with_multipliers() -> None:
+    seen: list[Tensor] = []
+
+    def solver(y0: Tensor, a: Tensor) -> Tensor:
+        seen.append(y0)
+        return 0 * y0 + 0.5
+
+    a = torch.tensor([[0.1]], dtype=FLOAT)
+    layer = inv.NLPLayer(wells, bounds=(-2.0, 0.5), solver=solver, return_multipliers=True)
+    previous = layer(a, y0=lambda a: a.sign(), return_info=True)
+    _, info = layer(a, y0=a.sign(), return_info=True, warm_start=previous)
+    assert [float(start) for start in seen] == [1, 0.5]
+    assert info.start.tolist() == [-1]
+    with pytest.raises(inv.ConditionsError, match=r"nlp\(n_starts=2\): constrained problems"):
+        layer(a, y0=a.sign(), n_starts=2)
+    with pytest.raises(inv.ConditionsError, match=r"nlp: warm_start is a Tensor"):
+        layer(a, y0=a.sign(), warm_start=a)
+
+
 def test_several_structured_starts() -> None:
     starts = {"p": torch.tensor([[0.0], [3.0]], dtype=FLOAT), "q": torch.zeros(2, 1, dtype=FLOAT)}
     y, info = inv.root(

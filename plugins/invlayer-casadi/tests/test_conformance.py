@@ -17,6 +17,7 @@ class TestFastNewton(SolverConformance):
     options: ClassVar = {"plugin": "fast_newton"}
 
 
+@pytest.mark.slow  # a sibling runs always
 class TestKinsol(SolverConformance):
     spec = "casadi.rootfinder"
     options: ClassVar = {"plugin": "kinsol", "abstol": 1e-8}

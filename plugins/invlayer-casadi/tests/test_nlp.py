@@ -181,6 +181,15 @@ def test_the_units_of_the_objective_do_not_matter(factor: float) -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-7, atol=1e-9)
 
 
+def test_a_solver_that_the_units_of_the_objective_deceive_is_caught() -> None:
+    """ipopt's tolerance is absolute: for an objective this small it takes any point for optimal."""
+    problem = hs071()
+    layer = CasadiLayer({**problem, "f": 1e-8 * problem["f"]}, on_failure="nan", return_info=True)
+    _, info = layer(P[0], x0=START, **bounds())
+    assert info.message[0] == "Solve_Succeeded"
+    assert info.status[0] is inv.Status.FALSE_CONVERGENCE
+
+
 def test_a_weakly_active_constraint_is_a_warning() -> None:
     x, p = ca.SX.sym("x", 2), ca.SX.sym("p", 2)
     layer = CasadiLayer({"x": x, "p": p, "f": ca.sumsqr(x - p)})
@@ -339,6 +348,40 @@ def test_quadratic_programs(solver: str) -> None:
     assert x.min() == 0 or x.min() > -1e-12
     torch.testing.assert_close(x.sum(-1), torch.ones(2, dtype=F64))
     assert torch.autograd.gradcheck(solve, p, atol=1e-7)
+
+
+@pytest.mark.parametrize("solver", ["qrqp", "daqp", "qpoases"])
+def test_conic_functions_with_their_matrices_as_inputs(solver: str) -> None:
+    shapes = {"h": ca.Sparsity.dense(3, 3), "a": ca.Sparsity.triplet(2, 3, [0, 0, 1, 1], [0, 1, 1, 2])}
+    quiet = {"qrqp": {"print_iter": False, "print_header": False, "print_info": False}}
+    quiet["qpoases"] = {"printLevel": "none"}
+    layer = CasadiLayer.from_conic(
+        ca.conic("qp", solver, shapes, quiet.get(solver, {})), outputs=("x", "lam_a", "cost")
+    )
+    generator = torch.Generator().manual_seed(0)
+    root = torch.rand(2, 3, 3, generator=generator, dtype=F64)
+    h = (root @ root.mT + torch.eye(3, dtype=F64)).requires_grad_()
+    g, a = (torch.randn(*s, generator=generator, dtype=F64).requires_grad_() for s in ((2, 3), (2, 3)))
+    limit = torch.tensor([0.3, 0.2], dtype=F64, requires_grad=True)
+
+    def solve(h: Tensor, g: Tensor, a: Tensor, limit: Tensor):
+        return layer((h + h.mT) / 2, g, a, uba=limit, lba=-limit, lbx=-1.0)
+
+    x, lam_a, cost = solve(h, g, a, limit)
+    torch.testing.assert_close(
+        cost[:, 0], ((x.unsqueeze(1) @ h @ x.unsqueeze(-1))[:, 0, 0] / 2 + (g * x).sum(-1))
+    )
+    assert ((a * layer.problem.pattern_of_a) @ x.unsqueeze(-1)).squeeze(-1).abs().max() < 0.3 + 1e-12
+    assert (lam_a != 0).any()
+    assert torch.autograd.gradcheck(lambda *inputs: solve(*inputs)[:2], (h, g, a, limit), atol=1e-6)
+    with pytest.raises(inv.ConditionsError, match=r"'g' came with shape \(2,\)"):
+        layer(h, torch.ones(2, dtype=F64), a)
+    with pytest.raises(inv.ConditionsError, match=r"made by casadi.conic"):
+        CasadiLayer.from_conic(ca.Function())
+    with pytest.raises(inv.ConditionsError, match=r"outputs='lam_g': accepted are"):
+        CasadiLayer.from_conic(layer.problem.function, outputs="lam_g")
+    with pytest.raises(TypeError, match=r"unknown inputs \['lbg'\]; accepted are"):
+        layer(h, g, a, lbg=0.0)
 
 
 def test_opti_parameters_and_outputs_of_any_shape() -> None:

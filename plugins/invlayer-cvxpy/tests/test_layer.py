@@ -107,6 +107,7 @@ def test_several_variables_and_duals() -> None:
         cp.Problem(cp.Minimize(cp.sum_squares(x - c) + y**2), [less, equal]), [c], [y, x, less, equal]
     )
     assert [each.shape for each in layer(torch.randn(4, 2))] == [(4,), (4, 2), (4, 2), (4,)]
+    assert [each.shape for each in layer(torch.randn(2))] == [(), (2,), (2,), ()]
 
 
 def test_the_dual_of_an_equality_is_the_price_of_its_right_hand_side() -> None:

@@ -81,3 +81,41 @@ class TestFixedPointIteration(SolverConformance):
 
 class TestFixedPointDel2(SolverConformance):
     spec = "scipy.fixed_point"
+
+
+class TestMinimize(SolverConformance):
+    """BFGS, and SLSQP where there are constraints."""
+
+    spec = "scipy.minimize"
+
+
+@pytest.mark.slow  # a sibling runs always
+class TestMinimizeWithHessian(SolverConformance):
+    spec = "scipy.minimize"
+    options: ClassVar = {"method": "trust-exact"}
+    kinds = ("minimize",)
+
+
+@pytest.mark.slow  # a sibling runs always
+class TestMinimizeWithoutGradient(SolverConformance):
+    spec = "scipy.minimize"
+    options: ClassVar = {"method": "nelder-mead"}
+    kinds = ("minimize",)
+    tolerance = 1e-5
+
+
+class TestMinimizeScalar(SolverConformance):
+    """Brent's method stops at the square root of rounding."""
+
+    spec = "scipy.minimize_scalar"
+    tolerance = 1e-5
+
+
+class TestLeastSquares(SolverConformance):
+    spec = "scipy.least_squares"
+
+
+@pytest.mark.slow  # a sibling runs always
+class TestLeastSquaresOfMinpack(SolverConformance):
+    spec = "scipy.least_squares"
+    options: ClassVar = {"method": "lm"}

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from invlayer_core import _functorch
 from invlayer_core.conditions.cone import scatter_sum
 from invlayer_core.conditions.cones.structure import ConeStructure
 from invlayer_core.conditions.system import SparseJacobian
@@ -32,7 +33,13 @@ class ConeJacobian(SparseJacobian):
         upper = _dense(P, *structure.P, (n, n))
         hessian = upper + upper.mT - torch.diag_embed(upper.diagonal(dim1=-2, dim2=-1))
         matrix = _dense(A, *structure.A, (m, n))
-        rows, corner = self._derivative(z[..., n:], matrix.expand(*batch, m, n))
+        rows, corner = self._derivative(z[..., n:], matrix)
+        if not _is_recorded(z, P, A):  # half the copies
+            whole = z.new_empty(*batch, n + m, n + m)
+            whole[..., :n, :n], whole[..., n:, :n] = hessian, matrix
+            whole[..., :n, n:], whole[..., n:, n:] = rows.mT, corner
+            whole.diagonal(dim1=-2, dim2=-1)[..., n:] -= 1.0
+            return whole
         left = torch.cat([hessian.expand(*batch, n, n), matrix.expand(*batch, m, n)], -2)
         identity = torch.eye(m, dtype=z.dtype, device=z.device)
         return torch.cat([left, torch.cat([rows.mT, corner - identity], -2)], -1)
@@ -40,7 +47,8 @@ class ConeJacobian(SparseJacobian):
     def _derivative(self, v: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """D A ``(*batch, m, n)`` and D ``(*batch, m, m)``; D is symmetric and has a block for each cone."""
         cones, m = self.structure.cones, self.structure.equations
-        products, values, places = [matrix[..., :0, :]], [v[..., :0]], [torch.arange(0, device=v.device)]
+        products = [v.new_zeros(*v.shape[:-1], 0, matrix.shape[-1])]
+        values, places = [v[..., :0]], [torch.arange(0, device=v.device)]
         for group in cones.groups:
             entries = group.entries.to(v.device)
             block = group.family.derivative(cones.taken(group, v))
@@ -50,7 +58,7 @@ class ConeJacobian(SparseJacobian):
                 places.append(entries.reshape(-1) * (m + 1))
             else:
                 blocked = rows.reshape(*rows.shape[:-2], *entries.shape, rows.shape[-1])
-                products.append((block @ blocked).reshape(rows.shape))
+                products.append((block @ blocked).flatten(-3, -2))
                 places.append((entries.unsqueeze(-1) * m + entries.unsqueeze(-2)).reshape(-1))
             values.append(block.flatten(-2 if group.family.diagonal else -3))
         corner = scatter_sum(torch.cat(values, -1), torch.cat(places), m * m)
@@ -80,6 +88,12 @@ class ConeJacobian(SparseJacobian):
         assert self.structure.order is not None
         assert self.structure.places is not None
         return scatter_sum(joined, self.structure.order, self.structure.places[0].numel())
+
+
+def _is_recorded(*tensors: Tensor) -> bool:
+    if _functorch.is_active() or _functorch.in_forward_mode():
+        return True
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _dense(values: Tensor, rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Tensor:

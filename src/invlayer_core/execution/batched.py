@@ -36,7 +36,7 @@ def run_batched(
     try:
         result: Any = solver.solve(problem, y0.clone(), dict(options))
     except Exception as error:
-        if is_programming_error(error):
+        if is_programming_error(error) or _is_of_checkpoint(error):
             raise
         return _failed(y0, Status.SOLVER_ERROR, f"{type(error).__name__}: {error}", without_frames(error))
     if not isinstance(result, SolverResult):
@@ -57,6 +57,11 @@ def run_batched(
         aux=(result.aux,),
         recorded=result.y.to(y0) if recorded else None,
     )
+
+
+def _is_of_checkpoint(error: Exception) -> bool:
+    """Whether it is torch's way to end the recomputation of recorded iterations."""
+    return type(error).__module__ == "torch.utils.checkpoint"
 
 
 def _failed(y0: Tensor, status: Status, message: str, cause: BaseException | None = None) -> Outcome:

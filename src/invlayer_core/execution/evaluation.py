@@ -7,7 +7,7 @@ F and J at y0, is evaluated for the whole batch at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
@@ -30,13 +30,12 @@ __all__ = [
     "Remembering",
     "Row",
     "RowForm",
-    "Wanted",
     "as_tensor",
     "evaluate_starts",
 ]
 
-Wanted = str  # a method of Problem that takes y alone
-Ask = Callable[[Wanted, "np.ndarray"], "np.ndarray"]
+Ask = Callable[[str, "np.ndarray"], "np.ndarray"]
+"""What a solver asks for, a method of :class:`Problem` by name, at a point."""
 
 _REPEATS = 12  # answers from memory: a solver that asks the same for ever must be seen to do so
 _ENTRIES = 2**22  # of Jacobians that are taken before anyone asks
@@ -51,9 +50,9 @@ class AtStart:
     residual: np.ndarray
     jacobian: np.ndarray | None
 
-    def of(self, index: int) -> tuple[bytes, dict[Wanted, np.ndarray]]:
+    def of(self, index: int) -> tuple[bytes, dict[str, np.ndarray]]:
         """Where sample ``index`` starts, and what is known there."""
-        known: dict[Wanted, np.ndarray] = {"residual": self.residual[index]}
+        known: dict[str, np.ndarray] = {"residual": self.residual[index]}
         if self.jacobian is not None:
             known["jacobian"] = self.jacobian[index]
         return self.points[index].tobytes(), known
@@ -82,16 +81,16 @@ class Remembering:
         The start, and what is known there.
     """
 
-    def __init__(self, ask: Ask, point: bytes, known: dict[Wanted, np.ndarray]) -> None:
+    def __init__(self, ask: Ask, point: bytes, known: dict[str, np.ndarray]) -> None:
         self._ask, self._point, self._known = ask, point, known
         self._left = _REPEATS
 
-    def __call__(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
+    def __call__(self, wanted: str, y: np.ndarray) -> np.ndarray:
         if self._left:
             return self._at_start(wanted, y)
         return self._ask(wanted, y)
 
-    def _at_start(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
+    def _at_start(self, wanted: str, y: np.ndarray) -> np.ndarray:
         if getattr(y, "dtype", None) != "float64" or y.tobytes() != self._point:
             self._left = 0  # it has left, and few solvers come back
             return self._ask(wanted, y)
@@ -117,25 +116,32 @@ class RowForm:
 
     Attributes
     ----------
-    function : callable
-        F.
-    shape : torch.Size
-        Of y as a batch of one.
+    functions : mapping of str to callable
+        F (``"residual"``) and the parts of the problem; empty if they cannot simply be called, as they
+        capture tensors for which others are to stand.
+    batch, shape : torch.Size
+        Of a batch of one, and of y in it.
     like : Tensor
         Of the dtype and on the device of y.
-    plain : bool
-        Whether F can simply be called; not if it captures tensors for which others are to stand.
     """
 
-    function: Callable[..., Any]
+    functions: Mapping[str, Callable[..., Any]]
+    batch: Size
     shape: Size
     like: Tensor
-    plain: bool
 
     @cached_property
     def on_host(self) -> bool:
         """Whether values need no conversion."""
         return self.like.device.type == "cpu" and self.like.dtype is torch.float64
+
+    def is_sound(self, wanted: str, value: Any) -> bool:
+        """Whether a function returned what it should; if not, the careful way tells what is wrong."""
+        if type(value) is not Tensor or value.dtype is not self.like.dtype:
+            return False
+        if wanted == "residual":
+            return value.shape == self.shape
+        return value.shape[: len(self.batch)] == self.batch
 
 
 @final
@@ -145,21 +151,22 @@ class Row:
     def __init__(self, workload: Workload, index: int) -> None:
         self._workload, self._index = workload, index
         self._form = workload.row_form
-        self._args = workload.args_of(index) if self._form.plain else ()
+        self._args = workload.args_of(index) if self._form.functions else ()
 
-    def __call__(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
+    def __call__(self, wanted: str, y: np.ndarray) -> np.ndarray:
         form = self._form
-        if wanted == "residual" and form.plain:
-            value: Any = form.function(as_tensor(y, form.like, form.shape), *self._args)
-            if (  # what F should return; if it is not, the careful way tells what is wrong
-                type(value) is Tensor
-                and value.shape == form.shape
-                and value.dtype is form.like.dtype
-                and not value.requires_grad
-            ):
-                array: np.ndarray = value.numpy() if form.on_host else to_numpy(value)
-                return array.reshape(-1).copy()
+        function = form.functions.get(wanted)
+        if function is not None:
+            value: Any = function(as_tensor(y, form.like, form.shape), *self._args)
+            if form.is_sound(wanted, value):
+                return self._in_numpy(wanted, value)
         return to_numpy(getattr(self._alone, wanted)(as_tensor(y, form.like, (1, -1)))[0])
+
+    def _in_numpy(self, wanted: str, value: Tensor) -> np.ndarray:
+        array: np.ndarray
+        array = value.numpy() if self._form.on_host and not value.requires_grad else to_numpy(value)
+        shape = -1 if wanted == "residual" else array.shape[len(self._form.batch) :]
+        return array.reshape(shape).copy()
 
     @cached_property
     def _alone(self) -> BatchProblem:
@@ -174,7 +181,7 @@ class AmongOthers:
         self._problem, self._index = workload.problem(), index
         self._rest = resting_rows(workload.y0)
 
-    def __call__(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
+    def __call__(self, wanted: str, y: np.ndarray) -> np.ndarray:
         rows = self._rest.clone()
         rows[self._index] = as_tensor(y, rows, (-1,))
         return to_numpy(getattr(self._problem, wanted)(rows)[self._index])

@@ -15,11 +15,14 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
+
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.limits import Limits
+from invlayer_core.execution.lockstep import play_all
 from invlayer_core.execution.native_threads import core_count, single_native_thread
 from invlayer_core.execution.outcome import Outcome
-from invlayer_core.execution.samples import SampleRecord, SampleReport
+from invlayer_core.execution.samples import Reports, SampleRecord, SampleReport
 from invlayer_core.execution.transfer import pack_report, pack_workload, unpack_workload
 from invlayer_core.execution.workload import Workload
 from invlayer_core.solvers.contract import Status
@@ -32,10 +35,15 @@ _GRACE = 30.0  # seconds beyond its timeouts after which a chunk counts as stuck
 
 
 def solve_chunk(payload: bytes) -> list[bytes]:
-    """What a worker does: solve the samples of a chunk, one after the other."""
+    """What a worker does: solve the samples of a chunk, one after the other or in lockstep."""
     workload = unpack_workload(payload)
-    with single_native_thread():
-        return [pack_report(workload.report(index)) for index in workload.todo]
+    with single_native_thread(), torch.no_grad():
+        workload = workload.with_starts()
+        if not workload.together:
+            return [pack_report(workload.report(index)) for index in workload.todo]
+        record = Reports(workload.y0)
+        play_all(workload, record)
+        return [pack_report(record.reports[index]) for index in workload.todo]
 
 
 @final

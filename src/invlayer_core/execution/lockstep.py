@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from invlayer_core.execution.evaluation import Wanted
 from invlayer_core.execution.limits import SampleTimeout
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.samples import SampleRecord, resting_rows, to_numpy
@@ -33,11 +32,11 @@ from invlayer_core.execution.workload import Workload
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["CHUNK", "run_in_lockstep"]
+__all__ = ["CHUNK", "play_all", "run_in_lockstep"]
 
 CHUNK = 128
-"""Threads, and so the samples that are solved at once: with twice as many, their stacks fall out of the
-caches, and a baton takes twice as long."""
+"""Threads, and so the samples that are solved at once: the stacks of twice as many fall out of the caches,
+and a baton takes twice as long."""
 
 
 @final
@@ -77,7 +76,7 @@ class _Player:
 
     def __init__(self, play: Callable[[_Player], None], timeout: float | None) -> None:
         self.index: int | None = None  # None: it is to go
-        self.wanted: Wanted | None = None  # None: it has solved its sample
+        self.wanted: str | None = None  # None: it has solved its sample
         self.point: Any = None
         self.answer: np.ndarray | Exception | None = None
         self.cancelled = False
@@ -103,7 +102,7 @@ class _Player:
             self.after.release()
             self.baton.acquire()
 
-    def ask(self, wanted: Wanted, y: np.ndarray) -> np.ndarray:
+    def ask(self, wanted: str, y: np.ndarray) -> np.ndarray:
         """Called by the solver: leave a request, hand the baton on, and wait for the answer."""
         self.wanted, self.point = wanted, y
         if self.timeout is not None:
@@ -196,6 +195,12 @@ def run_in_lockstep(workload: Workload, done: Callable[[], Any]) -> Outcome:
         Called whenever a sample is done.
     """
     record = SampleRecord(workload.y0, done)
+    play_all(workload, record)
+    return record.outcome("lockstep")
+
+
+def play_all(workload: Workload, record: SampleRecord) -> None:
+    """Solve all samples at once, into ``record``."""
 
     def play(player: _Player) -> None:
         assert player.index is not None
@@ -213,7 +218,6 @@ def run_in_lockstep(workload: Workload, done: Callable[[], Any]) -> Outcome:
                 conductor.answer(ensemble.live)
     finally:  # Ctrl-C, or a failure of the conductor itself: leave no thread behind
         ensemble.disband()
-    return record.outcome("lockstep")
 
 
 @final
@@ -228,7 +232,7 @@ class _Conductor:
         self._rest = to_numpy(resting_rows(part.y0))
 
     def answer(self, live: Sequence[_Player]) -> None:
-        requests: dict[Wanted, list[_Player]] = {}
+        requests: dict[str, list[_Player]] = {}
         for player in live:
             if player.wanted is not None:
                 requests.setdefault(player.wanted, []).append(player)
@@ -239,7 +243,7 @@ class _Conductor:
             for player in asking:
                 player.spent += share
 
-    def _answer(self, asking: Sequence[_Player], wanted: Wanted) -> None:
+    def _answer(self, asking: Sequence[_Player], wanted: str) -> None:
         """One evaluation for all who ask; one each, only if that raises, to find out whose it was."""
         points, first = self._rest.copy(), self._first
         try:
@@ -252,7 +256,7 @@ class _Conductor:
         for player in asking:  # a row of its own, which the solver may overwrite
             player.answer = values[player.index - first]  # type: ignore[operator]
 
-    def _answer_alone(self, asking: Sequence[_Player], wanted: Wanted) -> None:
+    def _answer_alone(self, asking: Sequence[_Player], wanted: str) -> None:
         for player in asking:
             assert player.index is not None
             try:

@@ -1,7 +1,8 @@
 """Several starts per sample, tried in order: a forward that runs another one until every sample is solved.
 
 Each start is one run of the whole batch. A sample that is solved rests at its solution while the others go
-on, and keeps the value that it had when it was first accepted.
+on, and keeps the value that it had when it was first accepted. Where something is minimised, all starts are
+tried, and the least of the minima found is taken.
 """
 
 from __future__ import annotations
@@ -62,31 +63,44 @@ class Multistart(Forward):
         starts, theta = tensors[0], tensors[1 : 1 + len(self.system.theta)]
         best: _Attempt | None = None
         for number, start in enumerate(starts.unbind(0)):
-            if best is not None:
+            if best is not None and not self._minimises:
                 start = torch.where(self._event_like(best.ok), best.y.to(start), start)
             y, outcome = self.inner.run([start, *tensors[1:]])
-            attempt = _Attempt(y, outcome, *self.accept(self.system, y, theta, outcome.status))
+            ok, residual = self.accept(self.system, y, theta, outcome.status)
+            attempt = _Attempt(y, outcome, ok, residual, self._height(y, theta))
             best = self._better(best, attempt, number)
-            if bool(best.ok.all()):
+            if bool(best.ok.all()) and not self._minimises:
                 break
         assert best is not None
         return best.y, best.outcome
+
+    @property
+    def _minimises(self) -> bool:
+        return "objective" in self.system.parts
+
+    def _height(self, y: Tensor, theta: Sequence[Tensor]) -> Tensor:
+        """What is minimised, ``(B,)``; 0 where that is nothing, so that the first solution stands."""
+        if not self._minimises:
+            return y.new_zeros(self.system.shape.count)
+        with torch.no_grad():
+            return self.system.of_part("objective").residual(y, theta).reshape(-1)
 
     def _event_like(self, mask: Tensor) -> Tensor:
         shape = self.system.shape
         return mask.reshape((*shape.batch, *(1 for _ in shape.event)))
 
     def _better(self, old: _Attempt | None, new: _Attempt, number: int) -> _Attempt:
-        """Per sample the first start that solves it, or else the one with the least residual."""
+        """Per sample the solution to take, or else what has the least residual."""
         count = self.system.shape.count
         if old is None:
             first = torch.zeros(count, dtype=torch.int64, device=new.ok.device)
             return replace(new, outcome=replace(new.outcome, start=first))
         closer = (new.residual < old.residual) | (old.residual.isnan() & ~new.residual.isnan())
-        gains = ~old.ok & (new.ok | closer)
+        gains = torch.where(old.ok, new.ok & (new.height < old.height), new.ok | closer)
         y = torch.where(self._event_like(gains), new.y, old.y)
         outcome = replace(_chosen(gains, old.outcome, new.outcome, number), y=y)
-        return _Attempt(y, outcome, old.ok | new.ok, torch.where(gains, new.residual, old.residual))
+        residual = torch.where(gains, new.residual, old.residual)
+        return _Attempt(y, outcome, old.ok | new.ok, residual, torch.where(gains, new.height, old.height))
 
     def mapped(self, size: int, dims: Sequence[int | None]) -> Slices:
         return Slices(self, size, tuple(dims))
@@ -101,6 +115,7 @@ class _Attempt:
     outcome: Outcome
     ok: Tensor
     residual: Tensor
+    height: Tensor
 
 
 def _chosen(gains: Tensor, old: Outcome, new: Outcome, number: int) -> Outcome:

@@ -11,17 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from invlayer_core.execution.evaluation import Ask
 from invlayer_core.execution.samples import resting_rows, to_numpy
 from invlayer_core.execution.workload import Workload
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["Probe", "probe"]
 
@@ -71,8 +67,12 @@ def _generic(y: Tensor) -> Tensor:
 
 def _timed(workload: Workload, y: Tensor) -> tuple[float, Tensor]:
     began = time.perf_counter()
-    residual = workload.everything(y) if workload.system.parts else workload.problem().residual(y)
+    residual = _tried(workload, y)
     return time.perf_counter() - began, residual
+
+
+def _tried(workload: Workload, y: Tensor) -> Tensor:
+    return workload.everything(y) if workload.system.parts else workload.problem().residual(y)
 
 
 def _rowwise(workload: Workload, y: Tensor, expected: Tensor, row: int) -> tuple[bool, ...]:
@@ -94,7 +94,7 @@ def _unmoved(workload: Workload, y: Tensor, expected: Tensor, row: int, spoiled:
         _spoil(tensor, y.shape[0], row) if spoil else tensor
         for tensor, spoil in zip(workload.theta, spoiled, strict=True)
     )
-    residual = replace(workload, theta=theta).everything(_spoil(y, y.shape[0], row))
+    residual = _tried(replace(workload, theta=theta), _spoil(y, y.shape[0], row))
     return torch.equal(residual[row], expected)
 
 
@@ -109,15 +109,17 @@ def _check(workload: Workload, y: Tensor, reference: Tensor, row: int) -> float 
     """Seconds for F of one sample, if parts of one and of two samples have the residuals of the whole."""
     for size in (1, min(2, y.shape[0])):
         start = min(row, y.shape[0] - size)
-        residual = workload.rows(start, start + size).problem().residual(y[start : start + size])
+        residual = _tried(workload.rows(start, start + size), y[start : start + size])
         tolerance = 1e3 * torch.finfo(y.dtype).eps
         if not torch.allclose(residual[row - start], reference[row], rtol=tolerance, atol=tolerance):
             return None
+    return min(_seconds_alone(workload, y, row) for _ in range(2))
+
+
+def _seconds_alone(workload: Workload, y: Tensor, row: int) -> float:
+    if workload.system.parts:
+        return _timed(workload.rows(row, row + 1), y[row : row + 1])[0]
     evaluate, point = workload.alone(row), to_numpy(y[row])
-    return min(_seconds(evaluate, point) for _ in range(2))
-
-
-def _seconds(evaluate: Ask, point: np.ndarray) -> float:
     began = time.perf_counter()
     with torch.no_grad():
         evaluate("residual", point)

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, final, get_args
 
 from invlayer_core.errors import ConditionsError
-from invlayer_core.execution.evaluation import AtStart, evaluate_starts
 from invlayer_core.execution.executor import run_on_executor
 from invlayer_core.execution.limits import Limits, progress_bar
 from invlayer_core.execution.lockstep import CHUNK, run_in_lockstep
@@ -115,21 +114,25 @@ def run_workload(workload: Workload, asked: BatchMode, *, thread_safe: bool) -> 
     if count == 0:
         choice = _Choice("serial", "the batch is empty")
     if count > 1 and choice.how in _IN_PROCESS:
-        workload = replace(workload, at_start=_at_start(workload))
+        workload = workload.with_starts()
+    if choice.how == "executor":
+        workload = replace(
+            workload, together=_among_themselves(workload, tried, thread_safe).how == "lockstep"
+        )
     with progress_bar(count, show=workload.limits.progress) as done:
         outcome = _RUNS[choice.how](workload, done)
     return replace(outcome, why=choice.why)
 
 
-def _at_start(workload: Workload) -> AtStart | None:
-    jacobian = workload.solver.takes_jacobian(workload.options_of(0))
-    return evaluate_starts(workload.problem(), workload.y0, jacobian=jacobian)
-
-
 def _choose(workload: Workload, tried: Probe, *, thread_safe: bool) -> _Choice:
-    count, options = workload.y0.shape[0], workload.options_of(0) if workload.y0.shape[0] else {}
     if workload.limits.executor is not None:
         return _Choice("executor", f"executor={type(workload.limits.executor).__name__} was given")
+    return _among_themselves(workload, tried, thread_safe)
+
+
+def _among_themselves(workload: Workload, tried: Probe, thread_safe: bool) -> _Choice:
+    """How samples run that one process solves."""
+    count, options = workload.y0.shape[0], workload.options_of(0) if workload.y0.shape[0] else {}
     if count < 2:
         return _Choice("serial", "there is but one sample")
     # Never "stacked" unasked: there a sample's value depends on the others, within the tolerance.

@@ -46,6 +46,7 @@ def _serve(connection: Connection) -> None:
                 connection.send_bytes(pickle.dumps(error))
                 continue
             connection.send_bytes(b"")  # it begins
+            workload = workload.with_starts()
             for index in workload.todo:
                 connection.send_bytes(pack_report(workload.report(index)))
 

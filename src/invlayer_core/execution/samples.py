@@ -16,7 +16,7 @@ from invlayer_core.solvers.contract import SolverResult, Status
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["SampleRecord", "SampleReport", "report_of", "resting_rows", "to_numpy"]
+__all__ = ["Reports", "SampleRecord", "SampleReport", "report_of", "resting_rows", "to_numpy"]
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -82,7 +82,6 @@ def _is_vector(y: Any, size: int) -> bool:
     return getattr(y, "dtype", None) == "float64" and y.shape == (size,)
 
 
-@final
 class SampleRecord:
     """The results of B solves of one system each, kept as they come in.
 
@@ -133,6 +132,18 @@ class SampleRecord:
             aux=tuple(self.aux),
             how=how,
         )
+
+
+@final
+class Reports(SampleRecord):
+    """The reports themselves, for another process."""
+
+    def __init__(self, y0: Tensor) -> None:
+        super().__init__(y0[:0])
+        self.reports: dict[int, SampleReport] = {}
+
+    def add(self, index: int, report: SampleReport) -> None:
+        self.reports[index] = report
 
 
 def _is_as_usual(result: Any, size: int) -> bool:

@@ -17,8 +17,17 @@ from torch import Size, Tensor
 
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.execution.evaluation import AmongOthers, Ask, AtStart, Remembering, Row, RowForm, Wanted
+from invlayer_core.execution.evaluation import (
+    AmongOthers,
+    Ask,
+    AtStart,
+    Remembering,
+    Row,
+    RowForm,
+    evaluate_starts,
+)
 from invlayer_core.execution.limits import NO_LIMITS, Deadline, Limits
+from invlayer_core.execution.linearized import Linearized
 from invlayer_core.execution.options import OptionRows
 from invlayer_core.execution.samples import SampleReport, report_of, to_numpy
 from invlayer_core.solvers.contract import BatchProblem, SampleProblem, Solver, SolverResult
@@ -71,6 +80,8 @@ class Workload:
         The number of row 0 in the user's batch.
     at_start : AtStart or None
         What is known of every sample at its start.
+    together : bool
+        Whether a worker of an executor solves the samples of a chunk in lockstep.
     recorded : bool
         Whether what the problem gives hangs on the graph.
     """
@@ -89,6 +100,7 @@ class Workload:
     todo: range = field(default=range(0))
     first: int = 0
     at_start: AtStart | None = None
+    together: bool = False
     recorded: bool = False
 
     @property
@@ -101,10 +113,10 @@ class Workload:
         """All systems at once."""
         return BatchProblem(
             self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second,
-            {name: partial(self._part, name) for name in self.part_names}, self._linearized,
+            {name: partial(self._part, name) for name in self.part_names}, Linearized(self),
         )  # fmt: skip
 
-    @property
+    @cached_property
     def part_names(self) -> tuple[str, ...]:
         """What can be asked for beside F: the parts of the system, and their Jacobians."""
         names = tuple(self.system.parts)
@@ -118,7 +130,7 @@ class Workload:
             system = self.system.of_part(name.removesuffix("_jacobian"))
             return self.derivatives.jacobian(system, point, self.theta)
         system = self.system.of_part(name)
-        with self._recording():
+        with self.recording():
             value = system.residual(point, self.theta)
         system.check_residual(value)
         return value.reshape(count, *value.shape[len(system.shape.batch) :]).to(y.dtype)
@@ -131,27 +143,16 @@ class Workload:
 
     def _residual(self, y: Tensor) -> Tensor:
         shape = self.system.shape
-        with self._recording():
+        with self.recording():
             residual = self.system.residual(y.reshape(shape.full), self.theta)
-        return self._checked(residual, y)
+        return self.checked(residual, y)
 
-    def _recording(self) -> torch.set_grad_enabled:
+    def recording(self) -> torch.set_grad_enabled:
+        """The grad mode in which the conditions are evaluated."""
         return torch.set_grad_enabled(self.recorded and torch.is_grad_enabled())
 
-    def _linearized(self, name: str, y: Tensor) -> tuple[Tensor, Tensor]:
-        """F or a part, with its Jacobian."""
-        point = y.reshape(self.system.shape.full)
-        if name == "residual":
-            value, blocks = self.derivatives.linearized(self.system, point, self.theta, self.recorded)
-            return self._checked(value, y), blocks
-        if f"{name}_jacobian" in self.system.parts:  # the user's own
-            return self._part(name, y), self._part(f"{name}_jacobian", y)
-        system = self.system.of_part(name)
-        value, blocks = self.derivatives.linearized(system, point, self.theta, self.recorded)
-        system.check_residual(value)
-        return value.reshape(y.shape[0], -1).to(y.dtype), blocks
-
-    def _checked(self, residual: Tensor, y: Tensor) -> Tensor:
+    def checked(self, residual: Tensor, y: Tensor) -> Tensor:
+        """F as ``(B, n)``, in the dtype of y; refused if it has not as many equations as unknowns."""
         shape = self.system.shape
         self.system.check_residual(residual)
         if residual.numel() != y.numel():
@@ -231,8 +232,8 @@ class Workload:
         """What all systems have in common when each is evaluated by itself."""
         shape = self.system.shape
         batch = shape.batch if self.y0.shape[0] == 1 else Size(1 for _ in shape.batch)
-        plain = not self.system.needs_care
-        return RowForm(self.system.function, batch + shape.event, self.y0[:0], plain)
+        functions = {} if self.system.needs_care else {"residual": self.system.function, **self.system.parts}
+        return RowForm(functions, batch, batch + shape.event, self.y0[:0])
 
     def args_of(self, index: int) -> tuple[Any, ...]:
         """The args of system ``index`` as a batch of one."""
@@ -253,6 +254,13 @@ class Workload:
         """``ask`` for system ``index``, but not for what is known already."""
         return ask if self.at_start is None else Remembering(ask, *self.at_start.of(index))
 
+    def with_starts(self) -> Workload:
+        """The same, with F and J of every sample at its start."""
+        if not len(self.todo) or self.system.parts:  # optimisation asks for more than F
+            return self
+        jacobian = self.solver.takes_jacobian(self.options_of(0))
+        return replace(self, at_start=evaluate_starts(self.problem(), self.y0, jacobian=jacobian))
+
     def solve(self, index: int, ask: Ask) -> Callable[[], SolverResult]:
         """The solve of one sample, ready to run; the solver gets private copies of guess and options."""
         return lambda: self.solver.solve(
@@ -270,7 +278,7 @@ class Workload:
 
 
 def _checking(ask: Ask, check: Callable[[], Any] | None, deadline: Deadline) -> Ask:
-    def checked(wanted: Wanted, y: np.ndarray) -> np.ndarray:
+    def checked(wanted: str, y: np.ndarray) -> np.ndarray:
         if check is not None:
             check()
         deadline.check()

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from invlayer_core.call import CommonKeywords, SolverLike, solve_from_guess
 from invlayer_core.compiled.tracing import outside_graph
+from invlayer_core.conditions.charted import Charted
 from invlayer_core.conditions.stationarity import HalfSquares, StationarityConditions
-from invlayer_core.functional.unknowns import Unknowns
+from invlayer_core.errors import ConditionsError
+from invlayer_core.functional.on_manifold import solve_on_manifold
+from invlayer_core.functional.unknowns import Packed, Unknowns
 
 __all__ = ["least_squares", "minimize"]
 
@@ -24,6 +27,7 @@ def minimize(
     solver: SolverLike = "torch.lbfgs",
     options: Mapping[str, Any] | None = None,
     hessian: Callable[..., Tensor] | None = None,
+    manifold: Any = None,
     **keywords: Unpack[CommonKeywords],
 ) -> Any:
     """Find a local minimum y of ``objective(y, *args)``, and differentiate it.
@@ -44,6 +48,9 @@ def minimize(
         The solver's own options.
     hessian : callable, optional
         Your own ``∇²f (y, *args) -> (*batch, n, n)``, if it is faster than autograd.
+    manifold : Manifold, or a pytree of them like y0, optional
+        Where the unknowns live, if that is no vector space: :class:`~invlayer_core.manifolds.SE3`, ... Then
+        solver, gradient and Hessian work in the coordinates of charts; y and y0 are points.
     **keywords
         As in :func:`invlayer_core.root`. What is measured, and compared with ``atol``, is ‖∇f‖∞.
 
@@ -69,8 +76,8 @@ def minimize(
     True
     """
     if torch.compiler.is_compiling():
-        return outside_graph(_stationary, "minimize", objective, y0, args, solver, options, hessian, keywords)
-    return _stationary("minimize", objective, y0, args, solver, options, hessian, keywords)
+        return outside_graph(_minimize, objective, y0, args, solver, options, hessian, manifold, keywords)
+    return _minimize(objective, y0, args, solver, options, hessian, manifold, keywords)
 
 
 def least_squares(
@@ -82,6 +89,7 @@ def least_squares(
     options: Mapping[str, Any] | None = None,
     jacobian: Callable[..., Tensor] | None = None,
     hessian: Callable[..., Tensor] | None = None,
+    manifold: Any = None,
     **keywords: Unpack[CommonKeywords],
 ) -> Any:
     """Find y that minimises ½‖residuals(y, *args)‖², and differentiate it.
@@ -99,6 +107,8 @@ def least_squares(
         Your own ``∂r/∂y (y, *args) -> (*batch, m, n)`` for the solver.
     hessian : callable, optional
         Your own full Hessian ``(y, *args) -> (*batch, n, n)`` for the derivative.
+    manifold : Manifold, or a pytree of them like y0, optional
+        As in :func:`minimize`.
     **keywords
         As in :func:`minimize`.
 
@@ -115,9 +125,9 @@ def least_squares(
     """
     if torch.compiler.is_compiling():
         return outside_graph(
-            _least_squares, residuals, y0, args, solver, options, jacobian, hessian, keywords
+            _least_squares, residuals, y0, args, solver, options, jacobian, hessian, manifold, keywords
         )
-    return _least_squares(residuals, y0, args, solver, options, jacobian, hessian, keywords)
+    return _least_squares(residuals, y0, args, solver, options, jacobian, hessian, manifold, keywords)
 
 
 def _least_squares(
@@ -128,26 +138,47 @@ def _least_squares(
     options: Mapping[str, Any] | None,
     jacobian: Callable[..., Tensor] | None,
     hessian: Callable[..., Tensor] | None,
+    manifold: Any,
     keywords: CommonKeywords,
 ) -> Any:
+    if manifold is not None:
+        _refuse_derivatives("least_squares", jacobian=jacobian, hessian=hessian)
+        in_charts = lambda atlas: HalfSquares(Packed(Charted(residuals, atlas)))  # noqa: E731
+        return solve_on_manifold("least_squares", in_charts, y0, args, manifold, solver, options, keywords)
     unknowns = Unknowns.of("least_squares", y0, args, keywords)
     given = None if jacobian is None else unknowns.function(jacobian)
     objective = HalfSquares(unknowns.packed(residuals), given)
     return _solve("least_squares", objective, unknowns, args, solver, options, hessian, keywords)
 
 
-def _stationary(
-    kind: str,
+def _minimize(
     objective: Callable[..., Tensor],
     y0: Any,
     args: Any,
     solver: SolverLike,
     options: Mapping[str, Any] | None,
     hessian: Callable[..., Tensor] | None,
+    manifold: Any,
     keywords: CommonKeywords,
 ) -> Any:
-    unknowns = Unknowns.of(kind, y0, args, keywords)
-    return _solve(kind, unknowns.function(objective), unknowns, args, solver, options, hessian, keywords)
+    if manifold is not None:
+        _refuse_derivatives("minimize", hessian=hessian)
+        in_charts = lambda atlas: Charted(objective, atlas)  # noqa: E731
+        return solve_on_manifold("minimize", in_charts, y0, args, manifold, solver, options, keywords)
+    unknowns = Unknowns.of("minimize", y0, args, keywords)
+    return _solve(
+        "minimize", unknowns.function(objective), unknowns, args, solver, options, hessian, keywords
+    )
+
+
+def _refuse_derivatives(kind: str, **derivatives: Callable[..., Tensor] | None) -> None:
+    """Refuse the user's own derivatives, which are not those of the coordinates of a chart."""
+    for name, derivative in derivatives.items():
+        if derivative is not None:
+            raise ConditionsError(
+                f"{kind}({name}=..., manifold=...): a derivative by y says nothing of the coordinates of a "
+                f"chart. Leave {name} out, and autograd takes it."
+            )
 
 
 def _solve(

@@ -29,7 +29,7 @@ from invlayer_core.execution.program import ProgramForward
 from invlayer_core.functional.unknowns import Unknowns
 from invlayer_core.implicit import Settings, Solution, find_captured, solve_implicitly
 from invlayer_core.inputs import check_devices, working_precision
-from invlayer_core.starts import Starts
+from invlayer_core.starts import Starts, previous_solution
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["nlp"]
@@ -137,7 +137,7 @@ class _Constraints:
         keywords: CommonKeywords,
     ) -> Any:
         unknowns = Unknowns.of("nlp", y0, args, keywords)
-        settings = _settings(unknowns.keywords("nlp", keywords))
+        settings = _settings(unknowns.keywords("nlp", self._without_multipliers(keywords)))
         starts = Starts.of("nlp", working_precision(unknowns.vector).detach(), settings)
         start = starts.first
         lower, upper = (_bound(name, bound, unknowns, start) for name, bound in self._pair())
@@ -153,6 +153,19 @@ class _Constraints:
         problem = _Problem(program, arguments, start, settings, self._checked_activity())
         solution = problem.solve(unknowns.solver(solver), options, starts.warm)
         return self._result(solution, problem, unknowns, unknowns.vector.dtype)
+
+    def _without_multipliers(self, keywords: CommonKeywords) -> CommonKeywords:
+        """The keywords, with y alone of ``warm_start=((y, multipliers), info)``."""
+        if keywords.get("n_starts", 1) != 1:
+            raise ConditionsError(
+                f"nlp(n_starts={keywords['n_starts']!r}): constrained problems take one start; accepted is "
+                "1. Call nlp once for each, and keep what is best."
+            )
+        if not self.return_multipliers or keywords.get("warm_start") is None:
+            return keywords
+        answer, info = previous_solution("nlp", keywords["warm_start"])
+        y = answer[0] if type(answer) is tuple and len(answer) == 2 else answer
+        return cast(CommonKeywords, {**keywords, "warm_start": (y, info)})
 
     def _pair(self) -> tuple[tuple[str, Any], tuple[str, Any]]:
         bounds = (None, None) if self.bounds is None else self.bounds
@@ -246,12 +259,7 @@ class _Slope:
 
 def _settings(keywords: CommonKeywords) -> Settings:
     defaults: dict[str, Any] = {"polish": "auto", "adjoint": Implicit(singular="consistent")}
-    settings = read_settings(cast(CommonKeywords, {**defaults, **keywords}))
-    if settings.n_starts > 1:
-        raise ConditionsError(
-            f"nlp(n_starts={settings.n_starts}): accepted is 1. Call it from each start, and take the best."
-        )
-    return settings
+    return read_settings(cast(CommonKeywords, {**defaults, **keywords}))
 
 
 def _bound(name: str, bound: Any, unknowns: Unknowns, start: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from invlayer_core.solvers.contract import Solver
 from invlayer_core.starts import open_guess, previous_solution
 from invlayer_core.structured import Structure, pack_equations
 
-__all__ = ["Unknowns"]
+__all__ = ["Packed", "Unknowns"]
 
 
 @final
@@ -63,13 +63,21 @@ class Unknowns:
 
     @classmethod
     def of(cls, kind: str, y0: Any, args: Any, keywords: CommonKeywords) -> Unknowns:
-        """Take y0, or what it returns for ``args``, apart by ``event_dims`` of the keywords."""
+        """Take y0, or what it makes of the args, apart by ``event_dims`` of the keywords."""
+        y0 = open_guess(y0, args)
         event_dims = keywords.get("event_dims", 1)
-        y0 = open_guess(y0, args if isinstance(args, tuple) else (args,))
         if is_real_tensor(y0) and event_dims == 1:
             return cls(y0, None)
         structure = Structure.of(kind, "y0", y0, event_dims)
         return cls(structure.pack(kind, y0), structure)
+
+    def keywords(self, kind: str, keywords: CommonKeywords) -> CommonKeywords:
+        """The keywords of the same call, for unknowns that are a vector."""
+        plain = cast(CommonKeywords, {**keywords, "event_dims": 1})
+        if self.structure is not None and plain.get("warm_start") is not None:
+            y, info = previous_solution(kind, plain["warm_start"])
+            plain["warm_start"] = (self.structure.pack(f"{kind}(warm_start=...)", y), info)
+        return plain
 
     def function(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The user's function as one of the vector."""
@@ -84,14 +92,6 @@ class Unknowns:
         if self.structure is None or isinstance(solver, (str, Solver)):
             return solver
         return StructuredSolver(solver, self.structure)
-
-    def keywords(self, kind: str, keywords: CommonKeywords) -> CommonKeywords:
-        """The keywords of a call, for the vector."""
-        changed: dict[str, Any] = {"event_dims": 1}
-        if self.structure is not None and keywords.get("warm_start") is not None:
-            y, info = previous_solution(kind, keywords["warm_start"])
-            changed["warm_start"] = (self.structure.pack(kind, y), info)
-        return cast(CommonKeywords, {**keywords, **changed})
 
     def restore(self, y: Tensor) -> Any:
         """The vector as the user gave y0."""

@@ -19,7 +19,7 @@ from invlayer_core.jacobians.blocks import batched_rows, coupled_error, probe_we
 from invlayer_core.jacobians.linearize import Linearization, RecordedLinearization
 from invlayer_core.jacobians.pattern import SparsityPattern
 
-__all__ = ["check_explains", "compressed_values", "pull", "pulled_chunks", "push"]
+__all__ = ["check_explains", "compressed_values", "known_entries", "pull", "pulled_chunks", "push"]
 
 _CHUNK_BYTES = 2**22  # of cotangents pulled back in one pass
 
@@ -86,7 +86,7 @@ def compressed_values(linearization: Linearization, pattern: SparsityPattern) ->
     pattern : SparsityPattern
         What it does not name is taken to be zero: see :func:`check_explains`.
     """
-    known = _known_entries(linearization, pattern)
+    known = known_entries(linearization, pattern)
     if known is not None:
         return known
     device = linearization.y.device
@@ -107,7 +107,7 @@ def compressed_values(linearization: Linearization, pattern: SparsityPattern) ->
     return torch.cat(parts)[torch.argsort(torch.cat(places))].T
 
 
-def _known_entries(linearization: Linearization, pattern: SparsityPattern) -> Tensor | None:
+def known_entries(linearization: Linearization, pattern: SparsityPattern) -> Tensor | None:
     """The entries that the user's Jacobian gives itself, if it does, at just these places."""
     system = linearization.system
     if not isinstance(system.jacobian, SparseJacobian) or system.jacobian.places is None:

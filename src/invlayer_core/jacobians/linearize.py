@@ -37,7 +37,7 @@ class Linearization(ABC):
 
     @abstractmethod
     def columns(self, tangents: Tensor) -> Tensor:
-        """``(∂F/∂y) tangents``, ``(k, *batch, *event) -> (k, *residual)``; not differentiable."""
+        """``(∂F/∂y) tangents``, ``(k, *batch, *event) -> (k, *residual)``."""
 
     @abstractmethod
     def pull_y(self, cotangent: Tensor) -> Tensor:
@@ -101,7 +101,9 @@ class RecordedLinearization(Linearization):
         if self._push is None:
             with torch.enable_grad():
                 cotangent = torch.zeros_like(self.value, requires_grad=True)
-                (pulled,) = torch.autograd.grad(self.value, self.y, cotangent, create_graph=True)
+                (pulled,) = torch.autograd.grad(
+                    self.value, self.y, cotangent, create_graph=True, materialize_grads=True
+                )
             self._push = cotangent, pulled
         return self._push
 
@@ -109,7 +111,8 @@ class RecordedLinearization(Linearization):
         if not self.value.requires_grad:
             return self.value.new_zeros(tangents.shape[0], *self.value.shape)
         cotangent, pulled = self._pushing()
-        return batched_rows(pulled, [cotangent], tangents, False)[0]
+        with torch.enable_grad():
+            return batched_rows(pulled, [cotangent], tangents, self.create_graph)[0]
 
     def push_y(self, tangent: Tensor) -> Tensor:
         cotangent, pulled = self._pushing()
@@ -267,8 +270,9 @@ def _zeros(theta: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | No
 
 
 def _on_tape(tensor: Tensor, create_graph: bool, wanted: bool) -> Tensor:
-    if create_graph and tensor.requires_grad:
-        return tensor.view_as(tensor)
+    if create_graph and (tensor.requires_grad or _functorch.has_tangent(tensor)):
+        alias = tensor.view_as(tensor)
+        return alias.requires_grad_() if wanted and not alias.requires_grad else alias
     return tensor.detach().requires_grad_(wanted)
 
 

@@ -30,7 +30,7 @@ class MinimizeLayer(torch.nn.Module):
 
     Parameters
     ----------
-    objective, solver, options, hessian, **keywords
+    objective, solver, options, hessian, manifold, **keywords
         As in :func:`invlayer_core.minimize`.
 
     Examples
@@ -48,11 +48,12 @@ class MinimizeLayer(torch.nn.Module):
         solver: SolverLike = "torch.lbfgs",
         options: Mapping[str, Any] | None = None,
         hessian: Callable[..., Tensor] | None = None,
+        manifold: Any = None,
         **keywords: Unpack[CommonKeywords],
     ) -> None:
         super().__init__()
         self.objective, self.solver, self.options, self.hessian = objective, solver, options, hessian
-        self.keywords = keywords
+        self.manifold, self.keywords = manifold, keywords
 
     def forward(self, *args: Any, y0: Any, **keywords: Unpack[CommonKeywords]) -> Any:
         return minimize(
@@ -62,6 +63,7 @@ class MinimizeLayer(torch.nn.Module):
             solver=self.solver,
             options=self.options,
             hessian=self.hessian,
+            manifold=self.manifold,
             **_merged(self.keywords, keywords),
         )
 
@@ -72,7 +74,7 @@ class LeastSquaresLayer(torch.nn.Module):
 
     Parameters
     ----------
-    residuals, solver, options, jacobian, hessian, **keywords
+    residuals, solver, options, jacobian, hessian, manifold, **keywords
         As in :func:`invlayer_core.least_squares`; keywords per call as in :class:`MinimizeLayer`.
     """
 
@@ -84,11 +86,13 @@ class LeastSquaresLayer(torch.nn.Module):
         options: Mapping[str, Any] | None = None,
         jacobian: Callable[..., Tensor] | None = None,
         hessian: Callable[..., Tensor] | None = None,
+        manifold: Any = None,
         **keywords: Unpack[CommonKeywords],
     ) -> None:
         super().__init__()
         self.residuals, self.solver, self.options = residuals, solver, options
-        self.jacobian, self.hessian, self.keywords = jacobian, hessian, keywords
+        self.jacobian, self.hessian, self.manifold = jacobian, hessian, manifold
+        self.keywords = keywords
 
     def forward(self, *args: Any, y0: Any, **keywords: Unpack[CommonKeywords]) -> Any:
         return least_squares(
@@ -99,6 +103,7 @@ class LeastSquaresLayer(torch.nn.Module):
             options=self.options,
             jacobian=self.jacobian,
             hessian=self.hessian,
+            manifold=self.manifold,
             **_merged(self.keywords, keywords),
         )
 

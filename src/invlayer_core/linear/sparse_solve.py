@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.errors import ConditionsError, PerformanceWarning, warn_user
-from invlayer_core.jacobians.compressed import check_explains, compressed_values
+from invlayer_core.jacobians.compressed import check_explains, compressed_values, known_entries
 from invlayer_core.jacobians.detection import probed_pattern
 from invlayer_core.jacobians.linearize import Linearization
 from invlayer_core.jacobians.pattern import SparsityPattern
@@ -114,8 +114,10 @@ def _values(problem: SparseSolve) -> Tensor:
     bank, linearization = problem.bank, problem.linearization
     if bank.pattern is None:
         bank.pattern = problem.method.known_pattern or _detected(linearization)
-    values = compressed_values(linearization, bank.pattern)
-    check_explains(linearization, bank.pattern, values, f"SparseLU(pattern={bank.pattern})")
+    values = known_entries(linearization, bank.pattern)
+    if values is None:  # else the solution alone is certified, by the products of F
+        values = compressed_values(linearization, bank.pattern)
+        check_explains(linearization, bank.pattern, values, f"SparseLU(pattern={bank.pattern})")
     return values
 
 

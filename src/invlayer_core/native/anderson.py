@@ -46,7 +46,6 @@ class _Options(iterative.Options):
 class _State(iterative.State):
     """The last point, ``y``, with its residual; the next to try; and the differences that went before."""
 
-    trial: Tensor
     residual: Tensor
     size: Tensor  # ‖F(y)‖
     moves: Tensor  # (B, m, n): differences of y, each over the length of that of F
@@ -109,9 +108,6 @@ class Anderson(IterativeSolver):
             best=torch.where(progress, size, state.best),
             waiting=waiting,
         )  # fmt: skip
-
-    def finish(self, state: _State) -> Tensor:
-        return pick(state.trial.isfinite().all(-1), state.trial, state.y)
 
     def near(self, options: _Options) -> _Options:
         return dataclasses.replace(options, memory=0)  # of differences between rounding errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from invlayer_core.linear.lu import LUFactors, lu_factor, lu_solve
 from invlayer_core.native import iterative
 from invlayer_core.native.iterative import IterativeSolver, pick, shortened
 from invlayer_core.solvers.contract import BatchProblem
+from invlayer_core.solvers.iterations import any_sample
 
 __all__ = ["Broyden"]
 
@@ -26,7 +27,8 @@ _DENSE = 512  # unknowns up to which "auto" forms a Jacobian
 class _Options(iterative.Options):
     """``options=`` of ``torch.broyden``.
 
-    maxiter : most evaluations of F. memory : updates until the Jacobian is taken anew, or forgotten.
+    maxiter : most evaluations of F. memory : updates until the Jacobian is taken anew, or forgotten; it is
+    also where a line search fails.
     jacobian : what they start from: ``"exact"``, one evaluation of J; ``"identity"``, −I for a fixed point
     and a multiple of I for a root; ``"auto"``, exact for roots of up to 512 unknowns. ftol : a sample has
     converged once ‖F‖∞ ≤ ftol · (1 + ‖y‖∞); the default is eps^0.75. backtracks : how often a step may be
@@ -45,7 +47,6 @@ class _Options(iterative.Options):
 class _State(iterative.State):
     """The last point with its residual, the next to try, and the inverse Jacobian B₀⁻¹ + Σ uᵢ vᵢᵀ."""
 
-    trial: Tensor
     residual: Tensor
     step: Tensor
     scale: Tensor
@@ -89,37 +90,51 @@ class Broyden(IterativeSolver):
 
     def step(self, problem: BatchProblem, state: _State, options: _Options) -> _State:
         slot = state.iteration % max(1, options.memory)
-        if slot == 0 and _is_exact(problem, options):
-            residual, blocks = problem.linearized(state.trial)
-            state = _from_jacobian(state, blocks)
-        else:
-            residual = problem.residual(state.trial)
-            state = _forgotten(state, problem, residual) if slot == 0 else state
+        stuck = state.shortened > options.backtracks
+        state, residual = self._evaluated(problem, state, options, slot, stuck)
         size = residual.detach().norm(dim=-1)
-        first = state.size == torch.inf
-        finite = size.isfinite()
+        first, finite = state.size == torch.inf, size.isfinite()
         fallen = size <= state.size * (1 + 4 * torch.finfo(size.dtype).eps)
-        accepted = finite & (fallen | (state.shortened >= options.backtracks))
+        accepted = finite & (fallen | (options.backtracks == 0))
         if slot and options.memory:
-            state = _updated(state, residual, finite & ~first, slot)
+            state = _updated(state, residual, accepted & ~first & ~stuck, slot)
         y, residual = pick(accepted, state.trial, state.y), pick(accepted, residual, state.residual)
-        step = _apply(state, residual)
-        scale = torch.where(accepted, 1.0, shortened(state.scale, state.size, size))
+        step = pick(accepted | stuck, _apply(state, residual), state.step)
+        scale = torch.where(accepted | stuck, 1.0, shortened(state.scale, state.size, size))
         flat = residual.detach().abs().amax(-1) <= _ftol(options, y) * (1 + y.detach().abs().amax(-1))
         converged = accepted & flat
         progress = size < _PROGRESS * state.best
         waiting = torch.where(progress, 0, state.waiting + 1)
         failed = ~converged & ((first & ~finite) | (waiting > _PATIENCE))
-        trial = pick(failed, y, y - scale.unsqueeze(-1) * step)
+        count = torch.where(accepted, 0, state.shortened + 1)
+        # Nowhere to go by these updates: the sample stays until it gets a Jacobian of its own.
+        rests = failed | (count > options.backtracks)
         return dataclasses.replace(
-            state, y=y, converged=converged, failed=failed, trial=trial, residual=residual, step=step,
-            scale=scale, size=torch.where(accepted, size, state.size),
-            shortened=torch.where(accepted, 0, state.shortened + 1),
+            state, y=y, converged=converged, failed=failed,
+            trial=pick(rests, y, y - scale.unsqueeze(-1) * step), residual=residual, step=step, scale=scale,
+            size=torch.where(accepted, size, state.size), shortened=count,
             best=torch.where(progress, size, state.best), waiting=waiting, iteration=state.iteration + 1,
         )  # fmt: skip
 
-    def finish(self, state: _State) -> Tensor:
-        return pick(state.trial.isfinite().all(-1), state.trial, state.y)
+    def _evaluated(
+        self, problem: BatchProblem, state: _State, options: _Options, slot: int, stuck: Tensor
+    ) -> tuple[_State, Tensor]:
+        """F at the trial points; and what the updates start from, for all or for those that are stuck."""
+        if not _is_exact(problem, options):
+            residual = problem.residual(state.trial)
+            renewed = _forgotten(state, problem, residual)
+        elif slot == 0 or (stuck.device.type == "cpu" and any_sample(stuck)):
+            residual, blocks = problem.linearized(state.trial)
+            renewed = _from_jacobian(state, blocks)
+        else:
+            return state, problem.residual(state.trial)
+        if slot == 0:
+            return renewed, residual
+        names = ("base", "factors", "pivots", "left", "right")
+        kept: dict[str, Any] = {
+            name: pick(stuck, getattr(renewed, name), getattr(state, name)) for name in names
+        }
+        return dataclasses.replace(state, **kept), residual
 
     def near(self, options: _Options) -> _Options:
         """Chords: updates by differences of rounding errors would be no use."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core.native import iterative, least_squares
-from invlayer_core.native.least_squares import LeastSquares, State, solve_normal
+from invlayer_core.native.least_squares import LeastSquares, State, promised, solve_normal
 
 __all__ = ["Dogleg"]
 
@@ -44,14 +44,19 @@ class Dogleg(LeastSquares):
         size = (y * _lengths(gram)).norm(dim=-1)
         return options.radius * torch.where(size > 0, size, torch.ones_like(size))
 
-    def next_control(self, state: State, gain: Tensor, accepted: Tensor, options: _Options) -> Tensor:
+    def next_control(
+        self, state: State, cost: Tensor, accepted: Tensor, all_accepted: bool, options: _Options
+    ) -> Tensor:
         if not options.safeguard:
             return torch.full_like(state.control, torch.inf)
+        gain = (state.cost - cost) / promised(state)
         taken = (state.step * _lengths(state.gram)).norm(dim=-1)
         wider = torch.where(gain > 0.75, torch.maximum(state.control, 3 * taken), state.control)
         return torch.where(accepted & (gain > 0.25), wider, 0.25 * torch.minimum(taken, state.control))
 
-    def model_step(self, gram: Tensor, slope: Tensor, control: Tensor, options: _Options) -> Tensor:
+    def model_step(
+        self, gram: Tensor, slope: Tensor, control: Tensor, all_accepted: bool, options: _Options
+    ) -> Tensor:
         newton = solve_normal(gram, slope)
         lengths = _lengths(gram)
         radius = control.unsqueeze(-1)

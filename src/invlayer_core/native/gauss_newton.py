@@ -28,8 +28,15 @@ class GaussNewton(LeastSquares):
     def first_control(self, y: Tensor, gram: Tensor, options: Options) -> Tensor:
         return torch.ones_like(y[:, 0])
 
-    def next_control(self, state: State, gain: Tensor, accepted: Tensor, options: Options) -> Tensor:
+    def next_control(
+        self, state: State, cost: Tensor, accepted: Tensor, all_accepted: bool, options: Options
+    ) -> Tensor:
+        if all_accepted:
+            return torch.ones_like(cost)
         return torch.where(accepted, 1.0, 0.25 * state.control)
 
-    def model_step(self, gram: Tensor, slope: Tensor, control: Tensor, options: Options) -> Tensor:
-        return control.unsqueeze(-1) * solve_normal(gram, slope)
+    def model_step(
+        self, gram: Tensor, slope: Tensor, control: Tensor, all_accepted: bool, options: Options
+    ) -> Tensor:
+        step = solve_normal(gram, slope)
+        return step if all_accepted else control.unsqueeze(-1) * step

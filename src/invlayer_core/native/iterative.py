@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core.solvers.contract import BatchProblem, SolverResult
-from invlayer_core.solvers.iterations import DifferentiableSolver, any_sample, may_have
+from invlayer_core.solvers.iterations import DifferentiableSolver, any_sample, surely_all
 
 __all__ = ["IterativeSolver", "Options", "State", "pick", "shortened"]
 
@@ -41,11 +41,17 @@ class State:
     ----------
     y : Tensor of shape ``(B, n)``
     converged, failed : bool Tensor of shape ``(B,)``
+    trial : Tensor of shape ``(B, n)``
+        The next point to evaluate; y, where a sample has finished.
     """
 
     y: Tensor
     converged: Tensor
     failed: Tensor
+    trial: Tensor
+
+
+_RESULT = ("y", "converged", "failed", "trial")
 
 
 S = TypeVar("S", bound=State)
@@ -77,23 +83,26 @@ class IterativeSolver(DifferentiableSolver):
         return options
 
     def finish(self, state: Any) -> Tensor:
-        """The solution, from the last state."""
-        result: Tensor = state.y
-        return result
+        """The solution, from the last state: the next point, if there is one."""
+        return pick(state.trial.isfinite().all(-1), state.trial, state.y)
 
     def solve(self, problem: BatchProblem, y0: Tensor, options: Mapping[str, Any]) -> SolverResult:
         settings = self._read(options)
         every = settings.check_every or (1 if y0.device.type == "cpu" else 10)
-        state = self.start(problem, y0, settings)
+        state = first = self.start(problem, y0, settings)
         active = ~(state.converged | state.failed)
-        iterations = torch.zeros_like(active, dtype=torch.int64)
+        iterations, everyone = torch.zeros_like(active, dtype=torch.int64), True
         for k in range(settings.maxiter):
-            if k % every == 0 and not any_sample(active):
+            if (k == 0 or not everyone) and k % every == 0 and not any_sample(active):
                 break
             new = self.step(problem, state, settings)
-            state = _merged(active, new, state) if may_have(~active) else new
+            state = new if everyone else _merged(active, new, state)
+            if state.converged is first.converged and state.failed is first.failed:
+                iterations = iterations + 1  # nothing was found out
+                continue
             iterations = iterations + active
             active = active & ~(state.converged | state.failed)
+            everyone = surely_all(active)
         return SolverResult(
             y=self.finish(state),
             success=state.converged,
@@ -129,9 +138,15 @@ def shortened(scale: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 
 def _merged(active: Tensor, new: S, old: S) -> S:
-    """``new`` in the rows of active samples, ``old`` in the others; what is no tensor is all samples' own."""
+    """``new`` in the rows of active samples, ``old`` in the others.
+
+    Of what has finished only the result counts. On the graph it all stays as it was, lest a row that goes on
+    without need comes to divide by zero.
+    """
+    names = [field.name for field in fields(new)] if torch.is_grad_enabled() else _RESULT
     merged = {}
-    for field in fields(new):
-        one, other = getattr(new, field.name), getattr(old, field.name)
-        merged[field.name] = pick(active, one, other) if isinstance(one, Tensor) and one is not other else one
+    for name in names:
+        one, other = getattr(new, name), getattr(old, name)
+        if isinstance(one, Tensor) and one is not other:
+            merged[name] = pick(active, one, other)
     return replace(new, **merged)

@@ -42,7 +42,6 @@ class _Options(iterative.Options):
 class _State(iterative.State):
     """The last point with value and slope; the direction; and where the line search stands."""
 
-    trial: Tensor
     value: Tensor  # f(y)
     slope: Tensor  # ∇f(y)
     direction: Tensor

@@ -6,7 +6,8 @@ the model that it has. What it keeps of the model is JᵀJ and Jᵀr: n × n num
 
 A sample has converged once the error that its step leaves is small. From the steps s₁, s₂ of a method that
 gains a factor ρ = s₂/s₁ that error is about s₂ ρ / (1 − ρ), be the gain linear or better. It also has where
-its model promises no more than rounding.
+steps get no shorter and its model promises no more than rounding. Small operations are what a small problem
+costs: on the CPU, where asking is cheap, no sample is tested as long as all steps are long.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from invlayer_core.linear.lu import lu_factor, lu_solve
 from invlayer_core.native import iterative
 from invlayer_core.native.iterative import IterativeSolver, pick
 from invlayer_core.solvers.contract import BatchProblem
-from invlayer_core.solvers.iterations import may_have
+from invlayer_core.solvers.iterations import may_have, surely_all
 
-__all__ = ["LeastSquares", "Options", "State", "solve_normal"]
+__all__ = ["LeastSquares", "Options", "State", "promised", "solve_normal"]
 
-_PATIENCE = 20  # evaluations without progress
-_PROGRESS = 0.99
+_PATIENCE = 16  # evaluations in which the cost has to fall by a hundredth, or the step to its half
+_NEAR = 1e-3  # of y: a step that may be one of the last
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,14 @@ class Options(iterative.Options):
 class State(iterative.State):
     """The last point, its model and the step from it; ``control`` is what shortens steps."""
 
-    trial: Tensor
     step: Tensor
     gram: Tensor  # JᵀJ
     slope: Tensor  # Jᵀr
-    cost: Tensor  # ½‖r‖²
+    cost: Tensor  # ‖r‖²
     length: Tensor  # of the step; 0 if it was taken back, and says nothing of a rate
     control: Tensor
-    best: Tensor
-    waiting: Tensor
+    best: Tensor  # the cost some iterations ago
+    longest: Tensor  # the length of the step then
     iteration: int
 
 
@@ -70,102 +69,116 @@ class LeastSquares(IterativeSolver):
         """The control of the first step, ``(B,)``."""
 
     @abstractmethod
-    def next_control(self, state: Any, gain: Tensor, accepted: Tensor, options: Any) -> Tensor:
-        """The control after a step that had this gain, the actual over the promised change of the cost."""
+    def next_control(
+        self, state: Any, cost: Tensor, accepted: Tensor, all_accepted: bool, options: Any
+    ) -> Tensor:
+        """The control after the step of ``state`` led to this cost; see :meth:`model_step`."""
 
     @abstractmethod
-    def model_step(self, gram: Tensor, slope: Tensor, control: Tensor, options: Any) -> Tensor:
-        """d, to be subtracted from y."""
+    def model_step(
+        self, gram: Tensor, slope: Tensor, control: Tensor, all_accepted: bool, options: Any
+    ) -> Tensor:
+        """d, to be subtracted from y; ``all_accepted`` if it is known that every sample has moved."""
 
     def start(self, problem: BatchProblem, y0: Tensor, options: Any) -> State:
         none = torch.zeros(y0.shape[0], dtype=torch.bool, device=y0.device)
         far = torch.full(none.shape, torch.inf, dtype=y0.dtype, device=y0.device)
-        gram = y0.new_zeros(*y0.shape, y0.shape[1])
+        zero = torch.zeros_like(y0)
         return State(
-            y=y0, converged=none, failed=none, trial=y0, step=torch.zeros_like(y0), gram=gram,
-            slope=torch.zeros_like(y0), cost=far, length=torch.zeros_like(far),
-            control=far, best=far, waiting=none.long(), iteration=0,
+            y=y0, converged=none, failed=none, trial=y0, step=zero, gram=torch.diag_embed(zero), slope=zero,
+            cost=far, length=torch.zeros_like(far), control=far, best=far, longest=far, iteration=0,
         )  # fmt: skip
 
     def step(self, problem: BatchProblem, state: Any, options: Any) -> Any:
         residuals, blocks = problem.linearized(state.trial, "residuals")
         transposed = blocks.mT
         gram, slope = transposed @ blocks, (transposed @ residuals.unsqueeze(-1)).squeeze(-1)
-        with torch.no_grad():
-            cost = 0.5 * residuals.square().sum(-1)
-            accepted = cost.isfinite()
-            if state.iteration == 0:
-                control = self.first_control(state.trial, gram, options)
-            else:
-                if options.safeguard:  # near the solution rounding decides whether the cost falls
-                    accepted &= cost <= state.cost * (1 + 4 * torch.finfo(cost.dtype).eps)
-                gain = (state.cost - cost) / _promised(state)
-                control = self.next_control(state, gain, accepted, options)
-        if may_have(~accepted):
+        cost = residuals.detach().square().sum(-1)
+        if state.iteration and options.safeguard:  # near the solution rounding decides whether the cost falls
+            accepted = cost <= state.cost * (1 + 16 * torch.finfo(cost.dtype).eps)
+        else:
+            accepted = cost < torch.inf
+        all_accepted = surely_all(accepted)
+        if state.iteration:
+            control = self.next_control(state, cost, accepted, all_accepted, options)
+        else:
+            control = self.first_control(state.trial, gram, options)
+        if all_accepted:
+            y = state.trial
+        else:
             y, gram = pick(accepted, state.trial, state.y), pick(accepted, gram, state.gram)
             slope, cost = pick(accepted, slope, state.slope), torch.where(accepted, cost, state.cost)
-        else:
-            y = state.trial
-        step = self.model_step(gram, slope, control, options)
-        return self._judged(state, y, step, gram, slope, cost, control, accepted, options)
+        step = self.model_step(gram, slope, control, all_accepted, options)
+        length = step.detach().abs().amax(-1)
+        new = type(state)(
+            y=y, converged=state.converged, failed=state.failed, trial=y - step, step=step, gram=gram,
+            slope=slope, cost=cost, length=length if all_accepted else torch.where(accepted, length, 0.0),
+            control=control, best=state.best, longest=state.longest, iteration=state.iteration + 1,
+        )  # fmt: skip
+        return self._judged(state, new, length, accepted, all_accepted, options)
 
     def _judged(
-        self, state: Any, y: Tensor, step: Tensor, gram: Tensor, slope: Tensor, cost: Tensor,
-        control: Tensor, accepted: Tensor, options: Any,
-    ) -> Any:  # fmt: skip
-        """The next state: which samples have converged, which give up."""
-        with torch.no_grad():
-            eps = torch.finfo(y.dtype).eps
-            length, size = step.abs().amax(-1), y.abs().amax(-1)
-            rate = length / state.length
-            left = length * rate / (1 - rate).clamp(min=0.1)
-            xtol = eps**0.75 if options.xtol is None else options.xtol
-            promised = 0.5 * (slope * step).sum(-1)
-            converged = (left <= xtol * size) | (promised <= eps * cost) | (length <= 4 * eps * size)
-            converged &= accepted & step.isfinite().all(-1)
-            progress = cost < _PROGRESS * state.best
-            waiting = torch.where(progress, 0, state.waiting + 1)
-            failed = ~converged & (waiting > _PATIENCE) if state.iteration else ~accepted
-            best = torch.where(progress, cost, state.best)
-        trial = y - step
-        if may_have(failed):
-            trial = pick(failed, y, trial)
-        return dataclasses.replace(
-            state, y=pick(converged, trial, y) if may_have(converged) else y, converged=converged,
-            failed=failed, trial=trial, step=step, gram=gram, slope=slope, cost=cost,
-            length=torch.where(accepted, length, 0.0), control=control, best=best, waiting=waiting,
-            iteration=state.iteration + 1,
-        )  # fmt: skip
-
-    def finish(self, state: Any) -> Tensor:
-        return pick(state.trial.isfinite().all(-1), state.trial, state.y)
+        self, old: Any, new: Any, length: Tensor, accepted: Tensor, all_accepted: bool, options: Any
+    ) -> Any:
+        """The new state, with what has converged or given up."""
+        size = new.y.detach().abs().amax(-1)
+        if may_have(length <= _NEAR * size):
+            new = _with_converged(old, new, length, size, accepted, options)
+        if new.iteration == 1 and not all_accepted:
+            new = dataclasses.replace(new, failed=~accepted, trial=pick(accepted, new.trial, new.y))
+        elif new.iteration % _PATIENCE == 0:
+            gained = (new.cost < 0.99 * new.best) | (accepted & (length < 0.5 * new.longest))
+            failed = ~new.converged & ~gained
+            trial = pick(failed, new.y, new.trial)
+            new = dataclasses.replace(new, failed=failed, trial=trial, best=new.cost, longest=length)
+        return new
 
     def near(self, options: Any) -> Any:
         return dataclasses.replace(options, safeguard=False)
 
 
-def _promised(state: State) -> Tensor:
-    """By how much the model's cost falls on the step: ⟨Jᵀr, d⟩ − ½ dᵀJᵀJ d."""
+@torch.no_grad()
+def _is_done(old: State, new: State, length: Tensor, size: Tensor, accepted: Tensor, options: Any) -> Tensor:
+    """Whether what a step leaves is nothing, or nothing but rounding."""
+    eps = torch.finfo(size.dtype).eps
+    rate = length / old.length
+    left = length * rate / (1 - rate).clamp(min=0.1)
+    xtol = eps**0.75 if options.xtol is None else options.xtol
+    promised = (new.slope * new.step).sum(-1)
+    short = (left <= xtol * size) | (length <= 4 * eps * size)
+    stuck = ~accepted | (rate > 0.5)
+    return (accepted & short) | (stuck & (promised <= 4 * eps * new.cost))
+
+
+def _with_converged(
+    old: State, new: State, length: Tensor, size: Tensor, accepted: Tensor, options: Any
+) -> State:
+    converged = _is_done(old, new, length, size, accepted, options)
+    return dataclasses.replace(new, converged=converged, y=pick(converged, new.trial, new.y))
+
+
+@torch.no_grad()
+def promised(state: State) -> Tensor:
+    """By how much the model's ‖r‖² falls on the step: 2 ⟨Jᵀr, d⟩ − dᵀJᵀJ d."""
     curved = (state.gram @ state.step.unsqueeze(-1)).squeeze(-1)
-    return (state.step * (state.slope - 0.5 * curved)).sum(-1)
+    return (state.step * (2 * state.slope - curved)).sum(-1)
 
 
 def solve_normal(gram: Tensor, slope: Tensor, damping: Tensor | None = None) -> Tensor:
-    """d with (JᵀJ + λ D) d = Jᵀr, where D = diag(JᵀJ); a short step down the slope where that fails.
+    """d with (JᵀJ + λ D) d = Jᵀr, where D = diag(JᵀJ); with λ = 1 where that has no solution.
 
-    The unknowns are measured in the lengths of J's columns, so that their units do not matter.
+    By Cholesky, to which the units of the unknowns do not matter (van der Sluis 1969).
     """
-    lengths = gram.detach().diagonal(dim1=-2, dim2=-1).sqrt()
-    lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
-    scaled = gram / (lengths.unsqueeze(-1) * lengths.unsqueeze(-2))
+    matrix = gram
     if damping is not None:
-        identity = torch.diag_embed(torch.ones_like(slope))
-        scaled = scaled + damping.reshape(-1, 1, 1) * identity
-    rhs = slope / lengths
-    step = lu_solve(scaled, rhs, lu_factor(scaled.detach()))
-    regular = step.detach().isfinite().all(-1)
-    if may_have(~regular):
-        identity = torch.diag_embed(torch.ones_like(slope))
-        safe = pick(regular, scaled, torch.nan_to_num(scaled) + identity)
-        step = lu_solve(safe, rhs, lu_factor(safe.detach()))
-    return step / lengths
+        matrix = gram + torch.diag_embed(damping.unsqueeze(-1) * _diagonal(gram))
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    if may_have(info > 0):
+        more = torch.diag_embed(torch.where(_diagonal(gram) > 0, _diagonal(gram), 1.0))
+        matrix = torch.where((info > 0)[:, None, None], torch.nan_to_num(gram) + more, matrix)
+        lower, _ = torch.linalg.cholesky_ex(matrix)
+    return torch.cholesky_solve(slope.unsqueeze(-1), lower).squeeze(-1)
+
+
+def _diagonal(gram: Tensor) -> Tensor:
+    return gram.detach().diagonal(dim1=-2, dim2=-1)

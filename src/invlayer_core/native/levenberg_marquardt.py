@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core.native import iterative, least_squares
-from invlayer_core.native.least_squares import LeastSquares, State, solve_normal
+from invlayer_core.native.least_squares import LeastSquares, State, promised, solve_normal
 
 __all__ = ["LevenbergMarquardt"]
 
@@ -47,11 +47,16 @@ class LevenbergMarquardt(LeastSquares):
     def first_control(self, y: Tensor, gram: Tensor, options: _Options) -> Tensor:
         return torch.full_like(y[:, 0], options.damping)
 
-    def next_control(self, state: State, gain: Tensor, accepted: Tensor, options: _Options) -> Tensor:
+    def next_control(
+        self, state: State, cost: Tensor, accepted: Tensor, all_accepted: bool, options: _Options
+    ) -> Tensor:
         if not options.safeguard:
             return state.control
+        gain = (state.cost - cost) / promised(state)
         factor = (1 - (2 * torch.nan_to_num(gain) - 1) ** 3).clamp(0.1, 2.0)
         return (state.control * torch.where(accepted, factor, 4.0)).clamp(_LEAST, _MOST)
 
-    def model_step(self, gram: Tensor, slope: Tensor, control: Tensor, options: _Options) -> Tensor:
+    def model_step(
+        self, gram: Tensor, slope: Tensor, control: Tensor, all_accepted: bool, options: _Options
+    ) -> Tensor:
         return solve_normal(gram, slope, control)

@@ -40,7 +40,6 @@ class _Options(iterative.Options):
 class _State(iterative.State):
     """The last point that was accepted, ``y``, and the next to try: ``y − scale · step``."""
 
-    trial: Tensor
     step: Tensor
     scale: Tensor
     size: Tensor  # ‖F(y)‖
@@ -102,9 +101,6 @@ class Newton(IterativeSolver):
             best=torch.where(progress, size, state.best),
             waiting=waiting,
         )
-
-    def finish(self, state: _State) -> Tensor:
-        return pick(state.trial.isfinite().all(-1), state.trial, state.y)
 
     def near(self, options: _Options) -> _Options:
         return dataclasses.replace(options, backtracks=0)

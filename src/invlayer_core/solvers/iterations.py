@@ -14,7 +14,7 @@ from invlayer_core.solvers.contract import Solver
 if TYPE_CHECKING:
     from invlayer_core.conditions.system import System
 
-__all__ = ["DifferentiableSolver", "Iterations", "any_sample", "may_have"]
+__all__ = ["DifferentiableSolver", "Iterations", "any_sample", "may_have", "surely_all"]
 
 
 class DifferentiableSolver(Solver):
@@ -72,7 +72,16 @@ def any_sample(mask: Tensor) -> bool:
     >>> any_sample(torch.tensor([False, True]))
     True
     """
+    if not _functorch.is_active():
+        return bool(mask.any())
     return bool(_functorch.plain(mask).any())
+
+
+def surely_all(mask: Tensor) -> bool:
+    """Whether a mask holds for every sample, on the CPU; on an accelerator False without asking."""
+    if mask.device.type != "cpu":
+        return False
+    return bool(_functorch.plain(mask).all()) if _functorch.is_active() else bool(mask.all())
 
 
 def may_have(mask: Tensor) -> bool:

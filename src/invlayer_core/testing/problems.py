@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invlayer_core.functional.batch_jacobian import batch_jacobian
 from invlayer_core.solvers import BatchProblem, Problem, SampleProblem
-from invlayer_core.testing.zoo import Case, HalfSquare
+from invlayer_core.testing.zoo import Case, HalfNorm, HalfSquare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,10 +55,11 @@ def _conditions(
         return (lambda y: posed(y, *case.args)), {}
     if kind == "fixed_point":
         return (lambda y: posed(y, *case.args) - y), {}
-    objective = posed if kind == "minimize" else HalfSquare(posed)
+    known: dict[str, Callable[..., Tensor]] = {"minimize": posed, "nlp": HalfNorm()}
+    objective = known.get(kind, HalfSquare(posed))
     parts: dict[str, Callable[..., Tensor]] = {"objective": objective}
-    if kind == "least_squares":
-        parts["residuals"] = posed
+    if kind in ("least_squares", "nlp"):
+        parts["residuals" if kind == "least_squares" else "equalities"] = posed
     named: dict[str, Callable[[Tensor], Tensor]] = {}
     for name, part in parts.items():
         named[name] = partial(_value, part, case)

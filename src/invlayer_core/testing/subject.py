@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invlayer_core.certificate import SolveInfo, default_tolerance
 from invlayer_core.errors import SolverLoadError
-from invlayer_core.functional import fixed_point, least_squares, minimize, root
+from invlayer_core.functional import fixed_point, least_squares, minimize, nlp, root
 from invlayer_core.solvers import Plugin, Solver, SolverSpec, get_spec
 from invlayer_core.solvers.loading import load_solver
 from invlayer_core.testing import zoo
@@ -22,7 +22,15 @@ from invlayer_core.testing.zoo import Case
 __all__ = ["NotApplicable", "Subject"]
 
 _SOLVE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
-    {"root": root, "fixed_point": fixed_point, "minimize": minimize, "least_squares": least_squares}
+    {
+        "root": root,
+        "fixed_point": fixed_point,
+        "minimize": minimize,
+        "least_squares": least_squares,
+        "nlp": lambda function, y0, args, **keywords: nlp(
+            zoo.HalfNorm(), y0, args, eq=function, **{"polish": 0, **keywords}
+        ),
+    }
 )
 _CALLER: Final = Plugin("check_solver() call")
 

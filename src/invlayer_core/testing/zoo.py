@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "KINDS",
     "Case",
+    "HalfNorm",
     "HalfSquare",
     "Relaxed",
     "coupled_cubic",
@@ -27,7 +28,7 @@ __all__ = [
     "transcendental",
 ]
 
-KINDS: Final = ("root", "fixed_point", "minimize", "least_squares")
+KINDS: Final = ("root", "fixed_point", "minimize", "least_squares", "nlp")
 """The problem kinds that the zoo can be posed as."""
 
 
@@ -52,6 +53,15 @@ class HalfSquare:
 
     def __call__(self, y: Tensor, *args: Tensor) -> Tensor:
         return 0.5 * self.function(y, *args).square().sum(-1)
+
+
+@final
+@dataclass(frozen=True)
+class HalfNorm:
+    """½‖y‖², to be least where constraints leave no choice."""
+
+    def __call__(self, y: Tensor, *args: Tensor) -> Tensor:
+        return 0.5 * y.square().sum(-1)
 
 
 @final
@@ -88,7 +98,10 @@ class Case:
     potential: Callable[..., Tensor] | None = None
 
     def posed(self, kind: str) -> Callable[..., Tensor]:
-        """F for ``"root"`` and ``"least_squares"``, T for ``"fixed_point"``, f for ``"minimize"``."""
+        """F for ``"root"`` and ``"least_squares"``, T for ``"fixed_point"``, f for ``"minimize"``.
+
+        For ``"nlp"`` it is F again: the constraint F(y) = 0, under which ½‖y‖² is least at the root.
+        """
         if kind == "fixed_point":
             return Relaxed(self.function, self.relaxation)
         if kind == "minimize":

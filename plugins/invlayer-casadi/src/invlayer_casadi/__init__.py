@@ -29,12 +29,21 @@ def __getattr__(name: str) -> Any:
 def register_solver() -> list[SolverSpec]:
     """Describe the solvers; see :meth:`invlayer_core.solvers.SolverHooks.register_solver`."""
     return [
-        SolverSpec(
-            name="casadi.rootfinder",
-            factory="invlayer_casadi.rootfinding.registered:Rootfinder",
-            kinds=("root", "fixed_point"),
-            requires=("casadi>=3.6.6",),
-            install="pip install invlayer-casadi",
-            thread_safe=True,  # every solve makes a Function of its own
-        )
+        _spec("casadi.rootfinder", "rootfinding.registered:Rootfinder", ("root", "fixed_point")),
+        _spec("casadi.ipopt", "nlp.registered:Ipopt", ("nlp", "minimize")),
+        _spec("casadi.sqpmethod", "nlp.registered:Sqpmethod", ("nlp", "minimize")),
     ]
+
+
+def _spec(name: str, adapter: str, kinds: tuple[str, ...]) -> SolverSpec:
+    constrained = "nlp" in kinds
+    return SolverSpec(
+        name=name,
+        factory=f"invlayer_casadi.{adapter}",
+        kinds=kinds,
+        requires=("casadi>=3.6.6",),
+        install="pip install invlayer-casadi",
+        thread_safe=True,  # every solve makes a Function of its own
+        bounds=constrained,
+        constraints=constrained,
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self, final
+from dataclasses import replace
+from typing import Any, Literal, Protocol, Self, final
 
 import casadi as ca
 from torch import nn
@@ -11,6 +12,8 @@ from torch import nn
 from invlayer_casadi.expressions.expression import Backend, OnFailure
 from invlayer_casadi.integrator import IntegratorProblem
 from invlayer_casadi.nlp.conditions import Activity
+from invlayer_casadi.nlp.conic import ConicProblem
+from invlayer_casadi.nlp.native_sensitivities import native_options
 from invlayer_casadi.nlp.opti import OptiProblem
 from invlayer_casadi.nlp.problem import NlpProblem, NlpSettings
 from invlayer_casadi.nlp.program import NlpProgram
@@ -33,7 +36,7 @@ class CasadiLayer(nn.Module):
     The solution is certified by the KKT conditions of the problem, per sample, and differentiated through
     them, to any order, by parameters and by bounds; CasADi gives exact Hessians and Jacobians, whose sparsity
     is used from 60 unknowns and multipliers on. Other solvers: :meth:`from_nlpsol`, :meth:`from_opti`,
-    :meth:`from_qp`, :meth:`from_rootfinder`.
+    :meth:`from_qp`, :meth:`from_conic`, :meth:`from_rootfinder`, :meth:`from_integrator`.
 
     Parameters
     ----------
@@ -51,8 +54,10 @@ class CasadiLayer(nn.Module):
         an interior-point method stopped at.
     threads : int
         How many samples are solved at a time.
-    backend : {"auto", "casadi", "torch"}
-        Who evaluates the conditions; see :class:`CasadiFunction`.
+    backend : {"auto", "casadi", "torch", "native"}
+        Who evaluates the conditions; see :class:`CasadiFunction`. ``"native"`` takes CasADi's own
+        sensitivities instead: first and second order, without ``torch.func``, and refused where they would
+        be wrong.
     **keywords
         ``on_failure, atol, rtol, polish, adjoint, return_info``, as in :func:`invlayer_core.root`. ``polish``
         is ``"auto"``: Newton steps settle the active set and take the solution to rounding error.
@@ -85,11 +90,14 @@ class CasadiLayer(nn.Module):
         outputs: str | Sequence[str] = "x",
         activity: Activity = "exact",
         threads: int = 1,
-        backend: Backend = "auto",
+        backend: Backend | Literal["native"] = "auto",
         **keywords: Any,
     ) -> None:
         super().__init__()
         settings = NlpSettings.read(outputs, activity, threads, dict(keywords))
+        if backend == "native":
+            options = native_options(options)
+            settings, backend = replace(settings, min_lam=options["min_lam"]), "auto"
         program = NlpProgram.of(problem, backend)
         self.problem = NlpProblem(program, make_nlpsol(program.oracle, solver, options), settings)
 
@@ -189,6 +197,29 @@ class CasadiLayer(nn.Module):
         settings = NlpSettings.read(outputs, "exact", threads, dict(keywords))
         program = NlpProgram.of(problem, backend)
         return cls._of(NlpProblem(program, make_qpsol(program.oracle, solver, options), settings))
+
+    @classmethod
+    def from_conic(
+        cls, function: ca.Function, *, outputs: str | Sequence[str] = "x", threads: int = 1, **keywords: Any
+    ) -> Self:
+        """``layer(h, g, a, lba=..., uba=..., lbx=..., ubx=...)`` solves min ½ xᵀHx + gᵀx, lba ≤ A x ≤ uba.
+
+        Parameters
+        ----------
+        function : casadi.Function
+            Made by ``casadi.conic``, for given patterns of H and A.
+        outputs : str or sequence of str
+            Of ``"x"``, ``"cost"``, ``"lam_x"``, ``"lam_a"``; all differentiable.
+        threads, **keywords
+            As for the class.
+
+        Returns
+        -------
+        CasadiLayer
+            Of h ``(*batch, n, n)``, symmetric, g ``(*batch, n)`` and a ``(*batch, m, n)``, all with
+            gradients; entries outside the patterns are ignored. Bounds and guesses as for the class.
+        """
+        return cls._of(ConicProblem.of(function, outputs, threads, dict(keywords)))
 
     @classmethod
     def from_integrator(

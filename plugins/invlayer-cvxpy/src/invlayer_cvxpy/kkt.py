@@ -12,7 +12,9 @@ from scipy.sparse.linalg import splu
 
 import invlayer_core as inv
 
-__all__ = ["RegularisedLU"]
+__all__ = ["RegularisedLU", "bounded"]
+
+_GROWTH = 1e-2  # of 1 / δ: what δ alone keeps finite
 
 
 @final
@@ -22,7 +24,8 @@ class RegularisedLU(inv.linear.SparseDirectSolver):
 
     J can be singular although the solution is differentiable: the epigraph variable of a constraint that is
     not active is free to move. Refinement with these factors is then the proximal point method on J x = b
-    (Rockafellar 1976): it converges if the system has a solution, and its residual says so if not.
+    (Rockafellar 1976): it converges if the system has a solution. If it has none, the answer grows as 1 / δ,
+    and becomes NaN: no solution.
 
     Parameters
     ----------
@@ -32,7 +35,7 @@ class RegularisedLU(inv.linear.SparseDirectSolver):
     """
 
     size: int
-    delta: float = 1e-9
+    delta: float = 1e-8
 
     def factorise(self, matrix: inv.linear.SparseMatrix, options: Mapping[str, Any]) -> inv.linear.Factor:
         if options:
@@ -47,4 +50,13 @@ class RegularisedLU(inv.linear.SparseDirectSolver):
             lu = splu(J, permc_spec="MMD_AT_PLUS_A", relax=1)
         except RuntimeError as error:  # SuperLU's word for exactly singular
             raise ZeroDivisionError(str(error)) from error
-        return inv.linear.Factor(lu.solve, lambda b: lu.solve(b, trans="T"))
+        return inv.linear.Factor(
+            lambda b: bounded(lu.solve(b), b, self.delta),
+            lambda b: bounded(lu.solve(b, trans="T"), b, self.delta),
+        )
+
+
+def bounded(x: np.ndarray, b: np.ndarray, delta: float) -> np.ndarray:
+    """x, or NaN where it is as large beside b as only δ keeps it from growing further."""
+    limit = _GROWTH / delta * np.abs(b).max(initial=0.0)
+    return x if np.abs(x).max(initial=0.0) <= limit else np.full_like(x, np.nan)

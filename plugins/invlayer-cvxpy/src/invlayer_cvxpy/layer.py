@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, final
 
 import cvxpy as cp
 import torch
@@ -16,10 +16,11 @@ from invlayer_cvxpy.kkt import RegularisedLU
 from invlayer_cvxpy.parameters import Parameters, check_complete
 from invlayer_cvxpy.problems import check_problem, warn_of_linear_program
 from invlayer_cvxpy.recovery import outputs
+from invlayer_cvxpy.schur import SchurCholesky
 
 __all__ = ["CvxpyLayer"]
 
-_POLISHED = 200  # n + m up to which polishing costs little beside the solve
+_FEW = 0.06  # of the entries of a Jacobian: more are not sparse
 
 
 @final
@@ -44,9 +45,8 @@ class CvxpyLayer(torch.nn.Module):
     n_jobs : int
         How many samples are solved at a time, in threads.
     adjoint, on_failure, atol, rtol, polish, progress, return_info
-        As in :func:`invlayer_core.cone_program`. ``polish`` is ``"auto"``, except for linear and quadratic
-        programs of more than 200 canonical variables and constraints that are not sparse: there it is 0.
-        ``adjoint`` is by dense or sparse factors, whichever suits the size.
+        As in :func:`invlayer_core.cone_program`. ``adjoint`` is by default the implicit one with the linear
+        solver that suits the size.
 
     Raises
     ------
@@ -89,7 +89,7 @@ class CvxpyLayer(torch.nn.Module):
         self.parameters_of_problem = Parameters(form, parameters)
         self.outputs = outputs(form, problem, variables)
         self.solver, self.solver_args, self.n_jobs = _named(solver), dict(solver_args or {}), n_jobs
-        defaults = {"polish": _polish(self.structure), "adjoint": _adjoint(self.structure)}
+        defaults = {"polish": "auto", "adjoint": _adjoint(self.structure)}
         self.keywords = {**defaults, **keywords}
         self._data = form.data
         self._maps: dict[tuple[bool, ...], _Split] = {}
@@ -194,23 +194,19 @@ class _Split:
         return result
 
 
-def _polish(structure: inv.ConeStructure) -> Literal["auto"] | int:
-    """Newton steps unless the Jacobian is large and dense, and the solver accurate without them."""
-    small = structure.size + structure.equations <= _POLISHED
-    return "auto" if small or structure.places is not None or not structure.cones.is_polyhedral else 0
-
-
 def _adjoint(structure: inv.ConeStructure) -> inv.adjoints.Adjoint:
-    """Dense LU, or sparse factors where the Jacobian is large and sparse.
+    """Batched dense LU; for large Jacobians sparse LU, or Cholesky factors of the Schur complement.
 
-    Either gives an answer where J is singular but the system has a solution: the variables that CVXPY adds
+    Each gives an answer where J is singular but the system has a solution: the variables that CVXPY adds
     for the epigraph of a constraint are not unique if it is not active.
     """
     if structure.places is None:
         return inv.adjoints.Implicit(singular="consistent")
     size = structure.size + structure.equations
     pattern = inv.jacobians.SparsityPattern(*structure.places, (size, size))
-    return inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(pattern, RegularisedLU(structure.size)))
+    few = pattern.nnz < _FEW * size**2
+    direct = RegularisedLU(structure.size) if few else SchurCholesky(structure.size, structure.cones)
+    return inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(pattern, direct))
 
 
 def _named(solver: str | inv.Solver) -> str | inv.Solver:

@@ -49,7 +49,7 @@ class Output:
 
     def __call__(self, solution: inv.ConeSolution) -> Tensor:
         flat = self.map(getattr(solution, self.source))
-        value = flat.reshape(*flat.shape[:-1], *self.shape)
+        value = flat.reshape((*flat.shape[:-1], *self.shape))
         return value.exp() if self.exponential else value
 
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConeStructure", "RowsOfGroup"]
 
-_DENSE = 200  # unknowns of (x, v) up to which the Jacobian is best kept dense
-_SPARSE = 0.06  # entries beyond this fraction are no longer few
+_DENSE = 200  # unknowns of (x, v) up to which the Jacobian is best given by dense blocks
 
 
 @final
@@ -51,7 +50,7 @@ class ConeStructure:
     groups : tuple of RowsOfGroup
         One for each of ``cones.groups``.
     places : pair of Tensor, or None
-        Rows and columns of the Jacobian of the conditions, column by column, where it is large and sparse.
+        Rows and columns of the Jacobian of the conditions, column by column, where it is large.
     order : Tensor, or None
         Which place each of the parts belongs to that :class:`ConeJacobian` makes the entries of.
 
@@ -89,7 +88,7 @@ class ConeStructure:
             )
         # Now, and not on first use: that may be under torch.func, which would wrap the index tensors.
         object.__setattr__(self, "groups", self._rows_of_groups())
-        places, order = self._layout() if self._is_sparse() else (None, None)
+        places, order = self._layout() if self._is_large() else (None, None)
         object.__setattr__(self, "places", places)
         object.__setattr__(self, "order", order)
 
@@ -105,12 +104,13 @@ class ConeStructure:
             found.append(RowsOfGroup(entry, cone[rows], row[rows]))
         return tuple(found)
 
-    def _is_sparse(self) -> bool:
+    def _is_large(self) -> bool:
+        """Whether the entries of the Jacobian are worth naming one by one."""
         total = self.size + self.equations
         count = 2 * self.P[0].numel() + self.A[0].numel() + total
         for group, rows in zip(self.cones.groups, self.groups, strict=True):
             count += group.family.size * (rows.entry.numel() + group.entries.numel())
-        return total > _DENSE and count < _SPARSE * total**2
+        return total > _DENSE and count < total**2
 
     def _layout(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
         n, (up, across), (rows, cols) = self.size, self.P, self.A

@@ -14,13 +14,13 @@ from typing import Any, Final
 
 import torch
 
-from invlayer_core.layers import FixedPointLayer, LeastSquaresLayer, MinimizeLayer, RootLayer
+from invlayer_core.layers import FixedPointLayer, LeastSquaresLayer, MinimizeLayer, NLPLayer, RootLayer
 from invlayer_core.solvers import Solver
 from invlayer_core.testing.oracles import same
 from invlayer_core.testing.problems import pose
 from invlayer_core.testing.rules.rule import Violation, rule
 from invlayer_core.testing.subject import Subject
-from invlayer_core.testing.zoo import Case, coupled_cubic, quadratic, regular_cases
+from invlayer_core.testing.zoo import Case, HalfNorm, coupled_cubic, quadratic, regular_cases
 
 __all__ = ["global_state", "no_mutation", "pickling", "repeatable"]
 
@@ -150,6 +150,7 @@ _LAYERS: Final[Mapping[str, Callable[..., torch.nn.Module]]] = MappingProxyType(
         "fixed_point": FixedPointLayer,
         "minimize": MinimizeLayer,
         "least_squares": LeastSquaresLayer,
+        "nlp": lambda function, **keywords: NLPLayer(HalfNorm(), eq=function, polish=0, **keywords),
     }
 )
 

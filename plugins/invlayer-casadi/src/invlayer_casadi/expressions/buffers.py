@@ -51,12 +51,14 @@ class FunctionBuffer:
         RuntimeError
             In CasADi's words, if a solver inside fails.
         """
-        for i, array in enumerate(inputs):
+        given, wanted = ([array.reshape(-1) for array in arrays] for arrays in (inputs, outputs))
+        for i, array in enumerate(given):
             if array.size:
-                self._buffer.set_arg(i, array.reshape(-1).data)
-        for i, array in enumerate(outputs):
+                self._buffer.set_arg(i, array.data)
+        for i, array in enumerate(wanted):
             if array.size:
-                self._buffer.set_res(i, array.reshape(-1).data)
+                assert outputs[i].flags.c_contiguous  # results are written in place
+                self._buffer.set_res(i, array.data)
         self._trigger()
         if self._buffer.ret():
             raise RuntimeError(f"{self.function.name()} returned {self._buffer.ret()}")

@@ -7,9 +7,12 @@ as soon as their value is spent, so that they stay in the cache: for many sample
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Final, final
+from functools import partial
+from typing import Final, NamedTuple, final
 
+import casadi as ca
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +24,10 @@ __all__ = ["LevelwiseExecution", "LinewiseExecution", "linewise_pays", "run_prog
 
 _LINEWISE_FROM: Final = 512  # samples
 _WORK_BYTES: Final = {"levels": 1 << 28, "lines": 1 << 24}
+
+
+_ADD_PRODUCT: Final[Operation] = torch.addcmul
+_SUBTRACT_PRODUCT: Final[Operation] = partial(torch.addcmul, value=-1)
 
 
 def _operation(opcode: int) -> Operation:
@@ -97,28 +104,24 @@ class LinewiseExecution:
         self._constants = torch.as_tensor(program.constants, dtype=like.dtype).to(like.device).unbind(0)
         self._steps, self._places, self.registers = self._allocate()
 
-    def _allocate(self) -> tuple[list[tuple[Operation, int, tuple[int, ...]]], list[int], int]:
+    def _allocate(self) -> tuple[list[tuple[Operation, int, int, int, int]], list[int], int]:
         """Every row as a place: constants, then inputs, then registers."""
         first = self._lead + self._nonzeros
-        lines = [
-            (group.opcode, group.start + k, tuple(int(rows[k]) for rows in group.operands))
-            for group in self.program.groups
-            for k in range(group.count)
-        ]
-        last = {row: t for t, (_, _, operands) in enumerate(lines) for row in operands}
+        lines = _fused(self.program)
+        last = {row: t for t, line in enumerate(lines) for row in line.operands}
         last.update((int(row), len(lines)) for row in self.program.results)
         place: dict[int, int] = {row: row for row in range(first)}
         free: list[int] = []
         used, steps = first, []
-        for t, (opcode, row, operands) in enumerate(lines):
-            # The target is chosen first: an operation never writes over what it still reads.
-            if free:
-                target = free.pop()
-            else:
-                target, used = used, used + 1
-            steps.append((_operation(opcode), target, tuple(place[o] for o in operands)))
-            place[row] = target
-            free += [place[o] for o in set(operands) if o >= first and last[o] == t]
+        for t, line in enumerate(lines):
+            sources = [place[o] for o in line.operands]
+            # An operand that is read for the last time gives its place to the result: all is elementwise.
+            free += [place[o] for o in set(line.operands) if o >= first and last[o] == t]
+            if not free:
+                free, used = [used], used + 1
+            place[line.row] = free.pop()
+            sources += [-1] * (3 - len(sources))
+            steps.append((line.operation, place[line.row], sources[0], sources[1], sources[2]))
         return steps, [place[int(row)] for row in self.program.results], used - first
 
     @property
@@ -129,24 +132,69 @@ class LinewiseExecution:
     def __call__(self, inputs: Tensor) -> Tensor:
         registers = inputs.new_empty(self.registers, inputs.shape[1])
         rows = (*self._constants, *inputs.unbind(0), *registers.unbind(0))
-        for operation, target, operands in self._steps:
-            operation(*(rows[o] for o in operands), out=rows[target])
+        for operation, target, first, second, third in self._steps:
+            if second < 0:
+                operation(rows[first], out=rows[target])
+            elif third < 0:
+                operation(rows[first], rows[second], out=rows[target])
+            else:
+                operation(rows[first], rows[second], rows[third], out=rows[target])
         results = inputs.new_empty(len(self._places), inputs.shape[1])
         for row, place in zip(results.unbind(0), self._places, strict=True):
             row.copy_(rows[place])
         return results
 
 
+@final
+class _Line(NamedTuple):
+    """One torch call of the line-by-line execution."""
+
+    operation: Operation
+    row: int
+    operands: tuple[int, ...]
+
+
+def _fused(program: Program) -> list[_Line]:
+    """The instructions one by one; x ± a b, where nothing else reads the product, is one call."""
+    lines = {
+        group.start + k: (group.opcode, tuple(int(rows[k]) for rows in group.operands))
+        for group in program.groups
+        for k in range(group.count)
+    }
+    uses = Counter(row for _, operands in lines.values() for row in operands)
+    uses.update(int(row) for row in program.results)
+    product = {
+        row: operands * 2 if opcode == ca.OP_SQ else operands
+        for row, (opcode, operands) in lines.items()
+        if opcode in (ca.OP_MUL, ca.OP_SQ) and uses[row] == 1
+    }
+    fused: dict[int, _Line] = {}
+    for row, (opcode, operands) in lines.items():
+        if opcode == ca.OP_ADD and operands[0] in product and operands[1] not in product:
+            operands = operands[::-1]
+        if opcode in (ca.OP_ADD, ca.OP_SUB) and operands[1] in product:
+            factors = product[operands[1]]
+            fused[operands[1]] = fused[operands[1]]._replace(operands=())  # marked: no call of its own
+            operation = _ADD_PRODUCT if opcode == ca.OP_ADD else _SUBTRACT_PRODUCT
+            fused[row] = _Line(operation, row, (operands[0], *factors))
+        else:
+            fused[row] = _Line(_operation(opcode), row, operands)
+    return [line for line in fused.values() if line.operands]
+
+
 def run_program(execution: LevelwiseExecution | LinewiseExecution, inputs: Sequence[Tensor]) -> list[Tensor]:
     """``(B, nonzeros)`` of every input to ``(B, nonzeros)`` of every output, in parts that fit."""
-    joined = torch.cat(list(inputs), dim=1).T.contiguous()
-    most, batch = execution.most, joined.shape[1]
+    batch, most = inputs[0].shape[0], execution.most
+    joined = inputs[0].new_empty(sum(execution.program.inputs), batch)
+    for rows, tensor in zip(joined.split(list(execution.program.inputs)), inputs, strict=True):
+        rows.copy_(tensor.T)
     if batch <= most:
         results = execution(joined)
     else:
-        parts = [execution(part.contiguous()) for part in joined.split(most, dim=1)]
-        results = torch.cat(parts, dim=1)
-    return list(results.T.contiguous().split(list(execution.program.outputs), dim=1))
+        results = torch.cat([execution(part.contiguous()) for part in joined.split(most, dim=1)], dim=1)
+    # Forward mode wants strides as a new tensor has them, which contiguous() does not promise.
+    parts = results.split(list(execution.program.outputs))
+    return [rows.new_empty(batch, rows.shape[0]).copy_(rows.T) for rows in parts]
 
 
 def linewise_pays(inputs: Sequence[Tensor]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any, Final, Literal, final
@@ -49,6 +50,8 @@ class Expression:
         self._executions: dict[Any, LevelwiseExecution | LinewiseExecution] = {}
         self._derivatives: dict[Any, Expression] = {}
         self._program: Program | UntranslatableError | None = None
+        self._known: tuple[Tensor, ...] | None = None
+        self.one_by_one = self._functions.has_solver  # whether a sample may fail, and each is evaluated alone
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Expression, (self.function, self.backend, self.on_failure)
@@ -72,7 +75,20 @@ class Expression:
         return self._derivatives["forward"]
 
     def _derived(self, function: ca.Function) -> Expression:
-        return Expression(function, self.backend, self.on_failure)
+        derived = Expression(function, self.backend, self.on_failure)
+        derived.one_by_one = self.one_by_one
+        return derived
+
+    def with_outputs(self, outputs: Sequence[Tensor]) -> Expression:
+        """The same at a point where the outputs ``(B, nnz)`` are known already; derivatives are shared."""
+        twin = copy.copy(self)
+        twin._known = tuple(outputs)
+        return twin
+
+    def __copy__(self) -> Expression:
+        twin = Expression.__new__(Expression)
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     @property
     def untranslatable(self) -> str | None:
@@ -109,6 +125,8 @@ class Expression:
 
     def evaluate(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """``(B, nnz)`` of every input to ``(B, nnz)`` of every output, without gradient."""
+        if self._known is not None:
+            return list(self._known)
         like = inputs[0] if inputs else torch.empty(1, 0, dtype=torch.float64)
         on_cpu = like.device.type == "cpu"
         if self.runs_on(like.shape[0], like.device) == "torch":
@@ -138,7 +156,7 @@ class Expression:
         results = [torch.zeros(batch, size, dtype=torch.float64) for size in sizes]
         if batch == 0:
             return results
-        if self._functions.has_solver:
+        if self.one_by_one:
             self._one_by_one(given, results)
         else:
             call = self._functions.buffer(batch)

@@ -19,7 +19,8 @@ from invlayer_casadi.nlp.program import NlpProgram
 
 __all__ = ["KKTMatrix", "KKTPattern"]
 
-_ALLOWED: Final = 1e-13
+_SOLVED: Final = 5e-14  # of the right-hand side
+_REFINEMENTS: Final = 3
 
 
 @final
@@ -92,22 +93,21 @@ class KKTMatrix:
         self._borrowed = self._factor is not None
 
     def _solve(self, rhs: np.ndarray, way: str) -> np.ndarray:
-        """Refined once, which costs less here than a product with F's own derivative."""
+        """Refined, which costs less here than a product with F's own derivative."""
         if self._factor is None and not self._factorise():
             return np.full_like(rhs, np.nan)
-        solution = self._refined(rhs, way)
-        if self._borrowed:
-            missing = np.abs(rhs - self._pattern.product(self._values, solution, way)).max(initial=0.0)
-            if not missing <= _ALLOWED * np.abs(rhs).max(initial=0.0):
+        solution: np.ndarray = self._factor.solve(rhs, way)
+        size = np.abs(rhs).max(initial=0.0)
+        for _ in range(_REFINEMENTS):
+            missing = rhs - self._pattern.product(self._values, solution, way)
+            gap = np.abs(missing).max(initial=0.0)
+            if gap <= _SOLVED * size:
+                break
+            solution = solution + self._factor.solve(missing, way)
+        else:
+            if self._borrowed:  # the factor is that of another active set, or of a point too far away
                 self._factor, self._borrowed = None, False
                 return self._solve(rhs, way)
-        return solution
-
-    def _refined(self, rhs: np.ndarray, way: str) -> np.ndarray:
-        solution: np.ndarray = self._factor.solve(rhs, way)
-        for _ in range(2 if self._borrowed else 1):
-            missing = rhs - self._pattern.product(self._values, solution, way)
-            solution = solution + self._factor.solve(missing, way)
         return solution
 
     def _factorise(self) -> bool:

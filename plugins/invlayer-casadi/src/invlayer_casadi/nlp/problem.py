@@ -14,6 +14,7 @@ from torch import Tensor
 import invlayer_core as inv
 from invlayer_casadi.nlp.conditions import ACTIVITIES, Activity, NlpConditions
 from invlayer_casadi.nlp.native import NativeNlp, NlpSetting
+from invlayer_casadi.nlp.native_sensitivities import NativeSensitivities
 from invlayer_casadi.nlp.program import NlpProgram
 from invlayer_casadi.nlp.sample import SamplePoint
 from invlayer_core import _functorch
@@ -41,6 +42,8 @@ class NlpSettings:
     threads : int
     keywords : dict
         Those of :func:`invlayer_core.root`.
+    min_lam : float, optional
+        With CasADi's own sensitivities: from which multiplier on a constraint is active for them.
     """
 
     outputs: tuple[str, ...]
@@ -48,6 +51,7 @@ class NlpSettings:
     activity: Activity
     threads: int
     keywords: dict[str, Any]
+    min_lam: float | None = None
 
     @classmethod
     def read(cls, outputs: Any, activity: Any, threads: Any, keywords: dict[str, Any]) -> NlpSettings:
@@ -86,6 +90,7 @@ class NlpProblem:
         setting = NlpSetting(settings.threads, _POLISH if polish == "auto" else polish, self.sparse)
         self.solver = NativeNlp(function, SamplePoint(program, settings.activity), setting)
         self.keywords.setdefault("adjoint", self._adjoint())
+        self.native = None if settings.min_lam is None else NativeSensitivities(function, settings.min_lam)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NlpProblem, (self.program, self.function, self.settings)
@@ -111,13 +116,14 @@ class NlpProblem:
             name: arg.detach().expand(*batch, arg.shape[-1])
             for name, arg in zip((*_GIVEN, "unit"), args, strict=True)
         }
-        found = inv.root(
-            self.conditions, start, args, solver=self.solver, options=options,
-            jacobian=None if self.sparse else self.conditions.jacobian, **self.keywords,
-        )  # fmt: skip
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.native is None):
+            found = inv.root(
+                self.conditions, start, args, solver=self.solver, options=options,
+                jacobian=None if self.sparse else self.conditions.jacobian, **self.keywords,
+            )  # fmt: skip
         z, *info = found if self.keywords.get("return_info") else (found,)
         self._warn_of_weakly_active(z, args)
-        results = self._outputs(z, args[0], unit)
+        results = self._outputs(z, values, unit)
         return (results, *info) if info else results
 
     def _read(self, p: Any, given: dict[str, Any]) -> dict[str, Tensor]:
@@ -143,11 +149,16 @@ class NlpProblem:
             dtype = torch.promote_types(dtype, value.dtype)
         return {name: value.to(dtype) for name, value in values.items()}
 
-    def _outputs(self, z: Tensor, p: Tensor, unit: Tensor) -> Any:
+    def _outputs(self, z: Tensor, values: dict[str, Tensor], unit: Tensor) -> Any:
         x, lam_g, lam_x = self.conditions.split(z, unit)
         found = {"x": x, "lam_g": lam_g, "lam_x": lam_x}
-        if {"f", "g"} & set(self.settings.outputs):
-            found["f"], found["g"] = self.program.values(x, p)
+        wanted = torch.is_grad_enabled() and any(value.requires_grad for value in values.values())
+        if self.native is not None and wanted:
+            with torch.no_grad():
+                found["f"], found["g"] = self.program.values(x, values["p"])
+            found = self.native.attach(values, found)
+        elif {"f", "g"} & set(self.settings.outputs):
+            found["f"], found["g"] = self.program.values(x, values["p"])
         results = tuple(found[name] for name in self.settings.outputs)
         return results[0] if self.settings.single else results
 

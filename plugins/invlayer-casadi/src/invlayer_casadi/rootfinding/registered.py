@@ -9,8 +9,8 @@ from typing import Any, Final, final
 import casadi as ca
 import numpy as np
 
+from invlayer_casadi.callback import FunctionCallback, Interruption
 from invlayer_casadi.expressions.buffers import BUILDING
-from invlayer_casadi.rootfinding.callback import ResidualCallback
 from invlayer_core import SampleProblem, Solver, SolverResult
 
 __all__ = ["PLUGINS", "Rootfinder", "iterations_of"]
@@ -55,20 +55,23 @@ class Rootfinder(Solver):
             If the plugin is unknown.
         """
         plugin, settings = _read(options)
-        callback = ResidualCallback(problem)
+        interruption, n = Interruption(), problem.size
         with BUILDING:
-            function = ca.rootfinder("solve", plugin, callback, settings)
+            conditions = FunctionCallback(
+                "conditions", n, n, problem.residual, problem.jacobian, interruption
+            )
+            function = ca.rootfinder("solve", plugin, conditions, settings)
         try:
             y = np.array(function(y0)).reshape(-1)
         finally:
-            callback.raise_what_was_kept()
+            interruption.raise_it()
         stats = function.stats()
         return SolverResult(
             y=y,
             success=bool(stats.get("success", True)),
-            iterations=iterations_of(stats, callback.evaluations),
+            iterations=iterations_of(stats, interruption.calls),
             message=str(stats.get("return_status", plugin)),
-            aux={"evaluations": callback.evaluations},
+            aux={"evaluations": interruption.calls},
         )
 
 

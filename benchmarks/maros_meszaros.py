@@ -2,7 +2,8 @@
 
     python benchmarks/maros_meszaros.py FOLDER
 
-The folder holds a ``manifest.json`` with a ``published_objective`` for each problem, and one ``NAME.npz`` with
+The folder holds a ``manifest.json`` with a ``published_objective`` for each problem, and one ``NAME.npz``
+with
 
     min ½ xᵀPx + qᵀx + r   such that   l ≤ A x ≤ u
 
@@ -101,6 +102,5 @@ if __name__ == "__main__":
                 row = judge(
                     arguments.folder, problem, float(about["published_objective"]), name, sparse=sparse
                 )
-                print(
-                    f"{problem:12s} n = {about['n']:5d}  {name:20s} {'sparse' if sparse else 'dense ':7s} {row}"
-                )
+                form = "sparse" if sparse else "dense"
+                print(f"{problem:12s} n = {about['n']:5d}  {name:20s} {form:7s} {row}")

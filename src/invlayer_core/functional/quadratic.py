@@ -231,8 +231,8 @@ def _check_way(settings: Settings) -> None:
     for name, value in (("timeout", settings.timeout), ("executor", settings.executor)):
         if value is not None:
             raise ConditionsError(
-                f"qp({name}={value!r}): a quadratic program goes to its solver as a whole, in this process. Leave "
-                f"{name} out; most solvers have a time limit among their options."
+                f"qp({name}={value!r}): a quadratic program goes to its solver as a whole, in this process. "
+                f"Leave {name} out; most solvers have a time limit among their options."
             )
 
 

@@ -64,7 +64,7 @@ class QPSolver(inv.Solver):
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keep quiet what the result says, too; the filters are all threads', so a worker thread leaves them alone."""
+    """Keep quiet what the result says, too; a worker thread leaves the filters, which all share, alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

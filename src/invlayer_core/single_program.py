@@ -239,7 +239,7 @@ class _Program:
 
     def _snapped(self, z: np.ndarray, active: np.ndarray) -> np.ndarray:
         n, equalities = self.layout.size, self.layout.equalities
-        z = z.copy()
+        z = z + 0.0  # a copy, without -0
         z[n:][~active] = 0.0
         np.maximum(z[n + equalities :], 0.0, out=z[n + equalities :])
         return z

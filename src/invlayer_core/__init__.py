@@ -3,7 +3,7 @@
 The solver stays as it is; you write in torch what its output satisfies, and get exact gradients.
 """
 
-from invlayer_core import adjoints, jacobians, linear, manifolds, testing
+from invlayer_core import adjoints, costs, jacobians, linear, manifolds, testing
 from invlayer_core.certificate import SolveInfo
 from invlayer_core.conditions.cone import ConeSolution
 from invlayer_core.conditions.cones import Cones, ConeStructure
@@ -114,6 +114,7 @@ __all__ = [
     "batch_jacobian",
     "check_layer",
     "cone_program",
+    "costs",
     "fixed_point",
     "from_numpy",
     "get_solver",

@@ -121,9 +121,9 @@ def traffic(outcome: dict[str, Any]) -> Counter[tuple[str, str, tuple[int, ...]]
 
 
 def test_only_y_residual_and_jacobian_cross_the_border_serially(report: dict[str, Any]) -> None:
-    """At first, of the batch at once: the guesses out, and F there with the points it was taken at. Then for each
-    of 3 samples and each evaluation y in, and F or J out; at the end y, status and iterations of the batch in.
-    The args, of shapes (5,) and (3, 7), stay.
+    """At first, of the batch at once: the guesses out, and F there with the points it was taken at. Then for
+    each of 3 samples and each evaluation y in, and F or J out; at the end y, status and iterations of the batch
+    in. The args, of shapes (5,) and (3, 7), stay.
     """
     residuals = Picard.residuals - 1  # beyond that at the start
     assert traffic(report["numpy_serial"]) == {
@@ -137,8 +137,8 @@ def test_only_y_residual_and_jacobian_cross_the_border_serially(report: dict[str
 
 
 def test_lockstep_crosses_the_border_once_a_round(report: dict[str, Any]) -> None:
-    """Each round: y of all samples in, F or J of all samples out. Before the first, the guesses out, what rests
-    where nothing is asked, and F at the start with its points.
+    """Each round: y of all samples in, F or J of all samples out. Before the first, the guesses out, what
+    rests where nothing is asked, and F at the start with its points.
     """
     residuals = Picard.residuals - 1  # beyond that at the start
     assert traffic(report["numpy_lockstep"]) == {

@@ -36,7 +36,7 @@ class _Nlpsol(Solver, ABC):
         """
         settings = self._settings(options)
         interruption, n = Interruption(), problem.size
-        rows = _rows(problem, y0)  # before the lock: in lockstep a call of F waits for the other samples
+        rows = _sizes(problem, y0)  # asked for before the lock: in lockstep, another sample may come first
         with BUILDING:
             x = ca.MX.sym("x", n)
             objective = FunctionCallback("objective", n, 1, problem.objective, problem.gradient, interruption)
@@ -73,29 +73,24 @@ class _Nlpsol(Solver, ABC):
         return {**quiet, **QUIET[self.plugin], **self.defaults, **options}
 
 
-def _rows(problem: SampleProblem, y0: np.ndarray) -> tuple[int, int]:
+def _sizes(problem: SampleProblem, y0: np.ndarray) -> tuple[int, int]:
     """How many equations and inequalities there are."""
     equations = len(problem.equalities(y0)) if problem.has("equalities") else 0
-    return equations, len(problem.inequalities(y0)) if problem.has("inequalities") else 0
+    inequalities = len(problem.inequalities(y0)) if problem.has("inequalities") else 0
+    return equations, inequalities
 
 
 def _constraints(
-    problem: SampleProblem, rows: tuple[int, int], interruption: Interruption, x: ca.MX
+    problem: SampleProblem, sizes: tuple[int, int], interruption: Interruption, x: ca.MX
 ) -> tuple[list[FunctionCallback], Any]:
     """The callbacks of equations and inequalities, and both as one expression."""
-    callbacks = [
-        FunctionCallback(
-            name,
-            problem.size,
-            size,
-            getattr(problem, name),
-            getattr(problem, f"{name}_jacobian"),
-            interruption,
-        )
-        for name, size in zip(("equalities", "inequalities"), rows, strict=True)
-        if size
-    ]
-    return callbacks, ca.vertcat(*(callback(x) for callback in callbacks)) if callbacks else ca.MX(0, 1)
+    callbacks = []
+    for name, size in zip(("equalities", "inequalities"), sizes, strict=True):
+        if problem.has(name):
+            function, jacobian = getattr(problem, name), getattr(problem, f"{name}_jacobian")
+            callbacks.append(FunctionCallback(name, problem.size, size, function, jacobian, interruption))
+    expression = ca.vertcat(*(callback(x) for callback in callbacks)) if callbacks else ca.MX(0, 1)
+    return callbacks, expression
 
 
 def _multipliers(found: Mapping[str, Any], equations: int, fixed: np.ndarray) -> dict[str, np.ndarray]:

@@ -122,8 +122,8 @@ def traffic(outcome: dict[str, Any]) -> Counter[tuple[str, str, tuple[int, ...]]
 
 def test_only_y_residual_and_jacobian_cross_the_border_serially(report: dict[str, Any]) -> None:
     """At first, of the batch at once: the guesses out, and F there with the points it was taken at. Then for
-    each of 3 samples and each evaluation y in, and F or J out; at the end y, status and iterations of the batch
-    in. The args, of shapes (5,) and (3, 7), stay.
+    each of 3 samples and each evaluation y in, and F or J out; at the end y, status and iterations of the
+    batch in. The args, of shapes (5,) and (3, 7), stay.
     """
     residuals = Picard.residuals - 1  # beyond that at the start
     assert traffic(report["numpy_serial"]) == {

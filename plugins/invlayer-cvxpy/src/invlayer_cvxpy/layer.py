@@ -17,6 +17,7 @@ from invlayer_cvxpy.parameters import Parameters, check_complete
 from invlayer_cvxpy.problems import check_problem, warn_of_linear_program
 from invlayer_cvxpy.recovery import outputs
 from invlayer_cvxpy.schur import SchurCholesky
+from invlayer_cvxpy.solvers.through_cvxpy import Installed
 
 __all__ = ["CvxpyLayer"]
 
@@ -39,7 +40,8 @@ class CvxpyLayer(torch.nn.Module):
         for the first of those. Values and layouts are CVXPY's.
     gp : bool
     solver : str or Solver
-        A registered name such as ``"cvxpy.clarabel"``, CVXPY's own such as ``"CLARABEL"``, or an instance.
+        A registered name such as ``"cvxpy.clarabel"``; the name of any solver that CVXPY has installed, such
+        as ``"CLARABEL"``; or an instance.
     solver_args : mapping, optional
         The solver's own options, for every call.
     n_jobs : int
@@ -185,8 +187,12 @@ def _on_device(keywords: Mapping[str, Any], chosen: bool, device: torch.device) 
 
 
 def _named(solver: str | inv.Solver) -> str | inv.Solver:
-    """CVXPY's own names, such as "SCS", as registered ones."""
-    return f"cvxpy.{solver.lower()}" if isinstance(solver, str) and "." not in solver else solver
+    """CVXPY's own names, such as "SCS", as registered ones, or else through CVXPY."""
+    if not isinstance(solver, str) or "." in solver:
+        return solver
+    name = f"cvxpy.{solver.lower()}"
+    known = any(listing.name == name for listing in inv.solvers("cone"))
+    return Installed(solver.upper()) if not known and solver.upper() in cp.installed_solvers() else name
 
 
 def _start(info: inv.SolveInfo, structure: inv.ConeStructure) -> inv.ConeSolution:

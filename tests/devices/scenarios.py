@@ -318,6 +318,54 @@ def _matrix_free(method: Any, **keywords: Any) -> Scenario:
     return run
 
 
+def energy(y: Tensor, b: Tensor) -> Tensor:
+    return (y.exp() - b * y + 0.1 * y.flip(-1) * y).sum(-1)
+
+
+def _minimize(device: str) -> list[Tensor]:
+    b = rand(device, 3, 2)
+    y = inv.minimize(energy, torch.zeros_like(b), b, solver=lambda y0, b: _stationary(b), rtol=1e-2)
+    return derivatives(y, b)
+
+
+def _stationary(b: Tensor) -> Tensor:
+    y = torch.zeros_like(b)
+    for _ in range(20):
+        y = y - (y.exp() - b + 0.2 * y.flip(-1)) / (y.exp() + 0.2)
+    return y
+
+
+def _least_squares(device: str) -> list[Tensor]:
+    b = rand(device, 2, 3)
+    residuals = lambda y, b: torch.cat([y - b[..., :1], y.sin() - b[..., 1:]], -1)  # noqa: E731
+    y0 = torch.full_like(b[..., :1], 0.9)
+    return derivatives(inv.least_squares(residuals, y0, b, solver="torch.levenberg_marquardt"), b)
+
+
+def _nlp(device: str) -> list[Tensor]:
+    """Projection onto a simplex: an equation, and bounds of which some are active."""
+    b = rand(device, 3, 3)
+    lower = torch.zeros(3, dtype=torch.float64, device=device).requires_grad_()
+
+    def project(y0: Tensor, b: Tensor, lower: Tensor) -> Tensor:
+        level = torch.zeros_like(b[..., :1])
+        for _ in range(60):
+            y = (b - level).clamp_min(0)
+            level = level + (y.sum(-1, keepdim=True) - 1) / 3
+        return (b - level).clamp_min(0)
+
+    y, multipliers = inv.nlp(
+        lambda y, b, _: 0.5 * (y - b).square().sum(-1),
+        torch.full_like(b, 1 / 3),
+        (b, lower),
+        eq=lambda y, b, _: y.sum(-1, keepdim=True) - 1,
+        bounds=(lower, None),
+        solver=project,
+        return_multipliers=True,
+    )
+    return derivatives(torch.cat([y, *multipliers], -1), b, lower)
+
+
 SCENARIOS: dict[str, Scenario] = {
     "newton": _root(),
     "analytic_jacobian": _root(jacobian=jacobian),
@@ -336,6 +384,9 @@ SCENARIOS: dict[str, Scenario] = {
     "inverse_jacobian": _inverse(lambda x: {"jacobian": _slope}),
     "inverse_constant": _inverse_constant,
     "implicit_function": _implicit_function,
+    "minimize": _minimize,
+    "least_squares": _least_squares,
+    "nlp": _nlp,
     "captured_module": _captured,
     "failed_nan": _failing("nan"),
     "failed_zero_grad": _failing("zero_grad"),

@@ -390,13 +390,13 @@ def test_starts_and_warm_starts() -> None:
 
 def test_failed_sample_stays_alone() -> None:
     group, observed = SE3(), observations(SE3())
+    clean = match(group, observed)  # of the same size: rounding in a batched product may depend on that
     observed[1] = torch.nan
     observed.requires_grad_()
     y, info = match(group, observed, on_failure="nan", return_info=True)
     assert info.ok.tolist() == [True, False, True]
     assert y[1].isnan().all()
-    clean = match(group, observed.detach()[[0, 2]].requires_grad_())
-    assert torch.equal(y[[0, 2]], clean)
+    assert torch.equal(y[[0, 2]], clean[[0, 2]])
     with pytest.raises(inv.ConvergenceError, match="1 of 3 samples do not satisfy"):
         match(group, observed)
 

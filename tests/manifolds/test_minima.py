@@ -375,6 +375,22 @@ def test_dtypes(dtype: torch.dtype) -> None:
     assert ours.dtype == dtype
 
 
+def test_autocast_is_off_inside() -> None:
+    group, observed = SO3(), observations(SO3())
+    y0, plain = group.identity(observed).expand(3, 4), None
+    for enabled in (False, True):
+        leaf = observed.clone().float().requires_grad_()
+        with torch.autocast("cpu", enabled=enabled):
+            y = inv.least_squares(
+                lambda y, o: (group.matrix(y) @ MODEL.mT.to(y.dtype)).mT - o, y0.float(), leaf, manifold=group
+            )
+        (gradient,) = torch.autograd.grad(y.sum(), leaf)
+        if plain is not None:
+            assert torch.equal(y, plain[0])
+            assert torch.equal(gradient, plain[1])
+        plain = (y, gradient)
+
+
 def test_starts_and_warm_starts() -> None:
     group, observed = SO2(), observations(SO2(), spread=2.0)
     y0 = group.exp(torch.linspace(0, 5, 4).reshape(4, 1, 1)).expand(4, 3, 2)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core._autocast import autocast_is_on, without_autocast
 from invlayer_core.call import (
     CommonKeywords,
     SolverLike,
@@ -55,6 +56,9 @@ def solve_on_manifold(
     keywords: CommonKeywords,
 ) -> Any:
     """Both kinds of minimisation; ``objective_in`` makes the objective ``(z, base, *args)`` of the charts."""
+    if autocast_is_on():
+        with without_autocast():
+            return solve_on_manifold(kind, objective_in, y0, args, manifold, solver, options, keywords)
     args = args if isinstance(args, tuple) else (args,)
     y0 = open_guess(y0, args)
     settings = read_settings(keywords)

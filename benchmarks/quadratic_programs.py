@@ -1,4 +1,4 @@
-"""Quadratic programs, all six gradients: beside the raw solver with a backward pass written by hand, and peers.
+"""Quadratic programs, all six gradients: beside the raw solver with a backward pass by hand, and peers.
 
 The floor is what cannot be avoided: the library's own solve, and one factorisation of the active constraints'
 KKT matrix. Peers (dqp, qpth, proxsuite, cvxpylayers) are rows where they are installed.
@@ -71,7 +71,7 @@ def simplex(n: int) -> dict[str, Any]:
 
 
 def by_hand(given: dict[str, Any], solver: str, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The raw solve, and the six gradients from one factorisation: no certificate, no batch, no second order."""
+    """The raw solve, and the six gradients from one factorisation: no certificate, no second order."""
     found = qpsolvers.solve_problem(qpsolvers.Problem(**given), solver=solver, **AT_1E6[solver])
     x, n = found.x, len(weights)
     nu = np.zeros(0) if given.get("A") is None else np.asarray(found.y)

@@ -206,7 +206,7 @@ def _snapped(z: Tensor, active: Tensor, n: int, equalities: int) -> Tensor:
     """Multipliers of zero where a constraint is not active, and none below zero."""
     multipliers = torch.where(active, z[..., n:], torch.zeros_like(z[..., n:]))
     multipliers = torch.cat([multipliers[..., :equalities], multipliers[..., equalities:].clamp(min=0)], -1)
-    return torch.cat([z[..., :n], multipliers], -1)
+    return torch.cat([z[..., :n] + 0.0, multipliers], -1)  # without -0
 
 
 @final

@@ -14,7 +14,7 @@ from torch import Tensor
 from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.jacobians.compressed import compressed_values
+from invlayer_core.jacobians.compressed import compressed_values, push
 from invlayer_core.jacobians.linearize import Linearization, linearize
 from invlayer_core.jacobians.pattern import SparsityPattern
 from invlayer_core.jacobians.per_sample import per_sample_blocks
@@ -100,7 +100,9 @@ def _sparse_step(
     bank.pattern = pattern
     values = compressed_values(linearization, pattern)
     flat = residual.reshape(linearization.system.shape.count, pattern.shape[0])
-    return solve_with_values(bank, method, values, flat, transpose=False)
+    step = solve_with_values(bank, method, values, flat, transpose=False)
+    missing = flat - push(linearization, step)  # a direct solver may be inexact: a refinement is cheaper than
+    return step + solve_with_values(bank, method, values, missing, transpose=False)  # one step more
 
 
 def _size(system: System, residual: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 For n = 2 the stations of the spine cost far more than the solver does. This module goes the same way (solve,
 certify, polish, attach) for the one case that is common and plain: dense float64 tensors on the CPU without
-batch dims, and no torch transform. Whatever is not plain (a solver that fails, an active set that is not proved
-at once, a singular system, a second derivative) is left to the general way, which decides.
+batch dims, and no torch transform. Whatever is not plain (a solver that fails, an active set that is not
+proved at once, a singular system, a second derivative) is left to the general way, which decides.
 
 It is imported on first use: NumPy is at hand there, as a per-sample solver has been given its arrays.
 """
@@ -39,9 +39,10 @@ def solve_single(
     theta: Sequence[Tensor],
     solver: Solver,
     options: Mapping[str, Any],
-    adjoint: ActiveSet,
-) -> Tensor | None:
-    """z, differentiable, of one program; None if it is not as plain as that."""
+    *,
+    multipliers: bool = False,
+) -> tuple[Tensor, ...] | None:
+    """x, and the four multipliers if asked for, differentiable; None if it is not as plain as that."""
     program = _Program.of(layout, theta)
     if program is None:
         return None
@@ -55,10 +56,11 @@ def solve_single(
     if found is None:
         return None
     z = torch.from_numpy(found.z)
+    parts = z.split(layout.sections) if multipliers else (z[: layout.size],)
     if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in theta):
-        return z
-    rule = _Rule(layout, program, found, adjoint)
-    attached: Tensor = _functorch.apply(_SingleProgram, rule, z, *theta)
+        return tuple(parts)
+    rule = _Rule(layout, program, found, multipliers)
+    attached: tuple[Tensor, ...] = _functorch.apply(_SingleProgram, rule, tuple(parts), *theta)
     return attached
 
 
@@ -123,7 +125,7 @@ class _Factors(NamedTuple):
         x, mu = self._once(r, s)
         for _ in range(2):
             left, gap = r - self.P @ x - self.rows.mT @ mu, s - self.rows @ x
-            error = max(_share(left, r, x), _share(gap, s, x))
+            error = max(_share(left, r, x), _share(gap, s, torch.cat([x, r / self.P.diagonal().max()])))
             if error <= 1e-13:
                 break
             step = self._once(left, gap)
@@ -189,8 +191,8 @@ class _Program:
 
     def problem(self) -> QuadraticProblem:
         """For the solver, which may write into its arrays."""
-        copies = {name: array.copy() for name, array in self.arrays.items()}
-        return QuadraticProblem(0, copies.pop("P"), copies.pop("q"), **copies)
+        copies: dict[str, Any] = {name: array.copy() for name, array in self.arrays.items()}
+        return QuadraticProblem(0, **copies)
 
     def certified(self, z: np.ndarray) -> _Certified | None:
         """z on an active set that it proves, polished where it is not exact."""
@@ -237,7 +239,7 @@ class _Program:
 
     def _snapped(self, z: np.ndarray, active: np.ndarray) -> np.ndarray:
         n, equalities = self.layout.size, self.layout.equalities
-        z = z.copy()
+        z = z + 0.0  # a copy, without -0
         z[n:][~active] = 0.0
         np.maximum(z[n + equalities :], 0.0, out=z[n + equalities :])
         return z
@@ -267,21 +269,24 @@ def _rows(arrays: Mapping[str, np.ndarray], n: int) -> tuple[np.ndarray, np.ndar
 @final
 @dataclass(frozen=True, eq=False)
 class _Rule:
-    """What the backward pass needs; ``adjoint`` is the general way."""
+    """What the backward pass needs."""
 
     layout: QuadraticLayout
     program: _Program
     found: _Certified
-    adjoint: ActiveSet
+    multipliers: bool
 
-    def pull(self, cotangent: Tensor, wanted: Sequence[bool]) -> list[Tensor | None] | None:
+    def pull(self, cotangents: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None] | None:
         """θ̄; None if the linear system does not hold."""
         factors = self.found.factors or self.program.factors(self.found.active)
-        n, active, bar = self.layout.size, self.found.active, cotangent.numpy()
-        w = None if factors is None else factors.solve(bar[:n].copy(), bar[n:][active])
+        n, active = self.layout.size, self.found.active
+        limits = np.zeros(int(active.sum()))
+        if self.multipliers:
+            limits = np.concatenate([bar.numpy() for bar in cotangents[1:]])[active]
+        w = None if factors is None else factors.solve(cotangents[0].contiguous().numpy(), limits)
         if w is None:
             return None
-        full = np.zeros(len(bar))
+        full = np.zeros(len(self.found.z))
         full[:n], full[n:][active] = w
         return [
             torch.from_numpy(self._of(name, full)) if want else None
@@ -313,24 +318,25 @@ class _SingleProgram(torch.autograd.Function):
     """z, as a function of θ."""
 
     @staticmethod
-    def forward(rule: _Rule, z: Tensor, *theta: Tensor) -> Tensor:
-        return z
+    def forward(rule: _Rule, parts: tuple[Tensor, ...], *theta: Tensor) -> tuple[Tensor, ...]:
+        return parts
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.rule, _, *theta = inputs
         ctx.save_for_backward(*theta)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         theta, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
-        plain = not torch.is_grad_enabled() and not _functorch.is_mapped_by_autograd(cotangent)
-        bars = ctx.rule.pull(cotangent, wanted) if plain else None
-        return None, None, *(_general(ctx.rule, theta, cotangent, wanted) if bars is None else bars)
+        mapped = any(_functorch.is_mapped_by_autograd(bar) for bar in cotangents)
+        plain = not torch.is_grad_enabled() and not mapped
+        bars = ctx.rule.pull(cotangents, wanted) if plain else None
+        return None, None, *(_general(ctx.rule, theta, cotangents, wanted) if bars is None else bars)
 
 
 def _general(
-    rule: _Rule, theta: Sequence[Tensor], cotangent: Tensor, wanted: Sequence[bool]
+    rule: _Rule, theta: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """The same by the general way, differentiable."""
     recorded = torch.is_grad_enabled()
@@ -339,10 +345,13 @@ def _general(
         z = torch.from_numpy(rule.found.z)
         shape = SystemShape(z.shape[:0], z.shape)
         system = System(QuadraticConditions(rule.layout), Arguments.flatten(tuple(moving)), shape)
-        attached = rule.adjoint.attach(system, z, None, torch.nan)
+        parts = ActiveSet().attach(system, z, None, torch.nan).split(rule.layout.sections)
         grads = torch.autograd.grad(
-            attached, [t for t, want in zip(moving, wanted, strict=True) if want], cotangent,
-            create_graph=recorded, materialize_grads=True,
-        )  # fmt: skip
+            parts[: len(cotangents)],
+            [tensor for tensor, want in zip(moving, wanted, strict=True) if want],
+            cotangents,
+            create_graph=recorded,
+            materialize_grads=True,
+        )
     supply = iter(grads)
     return [next(supply) if want else None for want in wanted]

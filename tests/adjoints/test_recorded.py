@@ -310,3 +310,14 @@ def test_solver_of_your_own(adjoint: Adjoint) -> None:
         *zip(*(torch.autograd.grad(e.sum(), a) for e in (y, expected)), strict=True),
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@RECORDED
+def test_traced_layers_are_refused(adjoint: Adjoint) -> None:
+    """The operator of a traced graph does not hand on the solver."""
+    b, A = inputs()
+    layer = inv.RootLayer(conditions, adjoint=adjoint)
+    whole = torch.compile(lambda b, y0: layer(b, A, y0=y0), backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="no other adjoint than Implicit"):
+        whole(b, torch.zeros_like(b))
+    torch.compiler.reset()

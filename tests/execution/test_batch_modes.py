@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import warnings
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,10 +14,17 @@ from tests.execution.systems import FLOAT, SICK, Relaxation, batch, cubic, neste
 from torch import Tensor
 
 import invlayer_core as inv
+from invlayer_core.execution.transfer import unpack_workload
 
 IN_PROCESS = ["serial", "lockstep", "threads"]
 WAYS = [*IN_PROCESS, pytest.param("processes", marks=pytest.mark.slow)]  # starting workers takes seconds
 HEALTHY = [0, 1, 3, 4, 5, 6]
+FAULTS = [
+    ("throws", inv.Status.SOLVER_ERROR, "FloatingPointError: overflow on the way"),
+    ("loops", inv.Status.TIMED_OUT, "stopped after timeout=1.5 seconds"),
+    ("gives_nan", inv.Status.NOT_FINITE, ""),
+    ("gives_wrong_shape", inv.Status.WRONG_SHAPE, "SolverResult.y has shape (3,)"),
+]
 
 
 def solve(
@@ -65,15 +72,7 @@ def test_shapes_and_shared_args(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", WAYS)
-@pytest.mark.parametrize(
-    ("fault", "status", "message"),
-    [
-        ("throws", inv.Status.SOLVER_ERROR, "FloatingPointError: overflow on the way"),
-        ("loops", inv.Status.TIMED_OUT, "stopped after timeout=1.5 seconds"),
-        ("gives_nan", inv.Status.NOT_FINITE, ""),
-        ("gives_wrong_shape", inv.Status.WRONG_SHAPE, "SolverResult.y has shape (3,)"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "status", "message"), FAULTS)
 def test_a_fault_stays_with_its_sample(how: str, fault: str, status: inv.Status, message: str) -> None:
     expected, _ = solve("serial")
     y, info = solve(how, Relaxation(fault), timeout=1.5)
@@ -125,6 +124,49 @@ def test_conditions_that_solve_another_layer(how: str) -> None:
     y = inv.root(nested, y0, a, solver=Relaxation(), batch=how)
     inner = inv.root(cubic, torch.zeros_like(y), y)
     torch.testing.assert_close(y + 0.1 * inner, a, rtol=0, atol=1e-12)
+
+
+@pytest.mark.plugin("invlayer-scipy")
+def test_conditions_that_solve_another_layer_chosen_and_in_a_pool() -> None:
+    y0, a = batch(9)
+    inner = lambda y: inv.root(cubic, torch.zeros_like(y), y)  # noqa: E731
+    with ThreadPoolExecutor(2) as pool:
+        for keywords in ({}, {"executor": pool}, {"executor": Inline()}):
+            y = inv.root(nested, y0, a, solver="scipy.fsolve", **keywords)
+            torch.testing.assert_close(y + 0.1 * inner(y), a, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("make", ["inline", "threads", pytest.param("pool", marks=pytest.mark.slow)])
+def test_a_fault_on_an_executor_stays_with_its_sample(make: str) -> None:
+    expected, _ = solve("serial")
+    with EXECUTORS[make]() as executor:
+        for fault, status, message in FAULTS:
+            y, info = solve("auto", Relaxation(fault), executor=executor, timeout=1.5)
+            assert info.status[SICK] is status
+            assert info.message[SICK].startswith(message)
+            assert torch.equal(y[HEALTHY], expected[HEALTHY])
+        if make == "pool":  # the last, as it breaks the pool
+            _, info = solve("auto", Relaxation("dies"), executor=executor)
+            assert info.status[SICK] is inv.Status.SOLVER_ERROR
+            assert all(info.ok[index] or "the worker was lost" in info.message[index] for index in range(7))
+
+
+@pytest.mark.plugin("invlayer-scipy")
+def test_workers_solve_their_chunks_in_lockstep_where_that_is_faster() -> None:
+    y0, a = batch(40)
+    keywords: dict = {"solver": "scipy.root", "options": {"method": "lm"}, "return_info": True}
+    together: list[bool] = []
+
+    class Looking(Inline):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future:
+            together.append(unpack_workload(args[0]).together)
+            return super().submit(fn, *args, **kwargs)
+
+    expected, serial = inv.root(cubic, y0, a, batch="serial", **keywords)
+    y, info = inv.root(cubic, y0, a, executor=Looking(), **keywords)
+    assert torch.equal(y, expected)
+    assert info.iterations.tolist() == serial.iterations.tolist()
+    assert set(together) == {True}
 
 
 class Interrupting(Relaxation):
@@ -227,6 +269,13 @@ class Inline(Executor):
         self.sizes.append(len(result))
         future.set_result(result)
         return future
+
+
+EXECUTORS = {
+    "inline": Inline,
+    "threads": lambda: ThreadPoolExecutor(2),
+    "pool": lambda: ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")),
+}
 
 
 @pytest.mark.parametrize("make", [Inline, lambda: ThreadPoolExecutor(2)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -195,6 +197,54 @@ def test_other_sparse_layouts() -> None:
 def test_per_sample_solver_refuses_ways_that_call_f() -> None:
     with pytest.raises(inv.ConditionsError, match=r"batch='lockstep'.*goes to its solver as a whole"):
         inv.qp(**program(), solver=TryAll(), batch="lockstep")
+
+
+def test_ways_that_programs_do_not_go() -> None:
+    for change in ({"batch": "processes"}, {"timeout": 1.0}, {"executor": ThreadPoolExecutor(1)}):
+        with pytest.raises(inv.ConditionsError, match=r"goes to its solver as a whole"):
+            inv.qp(**program(), solver=TryAll(), **change)
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "message"),
+    [
+        (inv.adjoints.Unrolled(), r"qp\(adjoint=Unrolled.*accepted is inv.adjoints.Implicit"),
+        (inv.adjoints.Implicit(singular="damped"), "singular='damped'.*accepted are 'consistent'"),
+    ],
+)
+def test_adjoints_that_do_not_go_with_programs(adjoint: object, message: str) -> None:
+    with pytest.raises(inv.ConditionsError, match=message):
+        inv.qp(**program(), solver="torch.qp", adjoint=adjoint)
+
+
+def test_the_general_rule_agrees() -> None:
+    """An explicit dense method differentiates the conditions themselves: a second way to the same numbers."""
+    given = leaves(program())
+    grads = []
+    for adjoint in (
+        inv.adjoints.Implicit(singular="consistent"),
+        inv.adjoints.Implicit(linear_solver=inv.linear.LU()),
+    ):
+        x = inv.qp(**given, solver="torch.qp", adjoint=adjoint)
+        grads.append(torch.autograd.grad((x**2).sum(), list(given.values())))
+    for ours, theirs in zip(*grads, strict=True):
+        assert close(ours, theirs, 1e-11)
+
+
+def test_the_solver_is_called_once() -> None:
+    """Also where the short way of one plain program has to give way to the general one."""
+    calls = []
+
+    class Counting(TryAll):
+        def solve(self, problem, y0, options):
+            calls.append(problem.index)
+            return super().solve(problem, y0, options)
+
+    for noise in (0.0, 1e-2, 10.0):
+        calls.clear()
+        with contextlib.suppress(inv.ConvergenceError):
+            inv.qp(**program(), solver=Counting(noise))
+        assert calls == [0]
 
 
 def test_unknown_options_and_keywords() -> None:

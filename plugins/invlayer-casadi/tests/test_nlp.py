@@ -113,6 +113,29 @@ def test_sparse_factors_against_dense_blocks_and_differences() -> None:
     assert torch.autograd.gradcheck(lambda p: sparse(p, **given), p, check_forward_ad=True, atol=1e-6)
 
 
+@pytest.mark.parametrize("activity", ["exact", "soft"])
+def test_factors_that_are_handed_over_solve_with_the_jacobian_of_the_conditions(activity: str) -> None:
+    """Not merely well enough for the engine to refine, which hides a wrong factor."""
+    problem, given = chain(12)
+    layer = CasadiLayer({**problem, "f": 300 * problem["f"]}, activity=activity, atol=1.0).problem
+    layer.solver.setting = type(layer.solver.setting)(threads=1, polish=10, sparse=True)
+    p = torch.tensor([[0.8, 2.0, 0.5], [0.6, 1.5, 0.55]], dtype=F64)
+    values = layer._read(p, {"lbg": 0.0, "x0": given["x0"]})
+    start = torch.cat([values[name].expand(2, -1) for name in ("x0", "lam_g0", "lam_x0")], -1)
+    unit = layer.conditions.unit(values["x0"].expand(2, -1), p, values["lam_g0"].expand(2, -1))
+    assert (unit > 100).all()
+    args = [values[name].expand(2, -1) for name in ("p", "lbx", "ubx", "lbg", "ubg")] + [unit]
+    options = dict(zip(("p", "lbx", "ubx", "lbg", "ubg", "unit"), args, strict=True))
+    pose = inv.BatchProblem("root", start.shape[-1], 2, lambda z: z, lambda z: z)
+    found = layer.solver.solve(pose, start, options)
+    jacobian = layer.conditions.jacobian(found.y, *args)
+    rhs = torch.randn(start.shape, generator=torch.Generator().manual_seed(0), dtype=F64)
+    for row, matrix, factor in zip(rhs, jacobian, found.aux["factor"], strict=True):
+        for solve, product in ((factor.solve, matrix), (factor.solve_transposed, matrix.mT)):
+            solution = torch.from_numpy(solve(row.numpy()))
+            torch.testing.assert_close(product @ solution, row, rtol=1e-9, atol=1e-10)
+
+
 def test_torch_func() -> None:
     layer = CasadiLayer(hs071())
     solve = lambda p: layer(p, x0=START, **bounds())  # noqa: E731

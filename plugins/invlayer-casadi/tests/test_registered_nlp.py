@@ -88,3 +88,14 @@ def test_unknown_options_and_exceptions(solver: str) -> None:
 
     with pytest.raises(inv.ConvergenceError, match="ArithmeticError: no connection to the data base"):
         inv.minimize(picky, start, solver=solver)
+
+
+@SOLVERS
+def test_samples_take_turns(solver: str) -> None:
+    """CasADi's functions are built under a lock, which no sample may hold while it asks for a value."""
+    p = torch.tensor([[1.0, 0.0], [1.1, 0.1], [0.9, 0.2], [1.2, 0.0], [1.0, 0.3]], dtype=F64)
+    start = torch.tensor([1.0, 4.7, 3.8, 1.4], dtype=F64).expand(5, 4)
+    solve = lambda batch: inv.nlp(  # noqa: E731
+        objective, start, p, eq=sphere, ineq=product, bounds=(1.0, 5.0), solver=solver, batch=batch
+    )
+    assert torch.equal(solve("lockstep"), solve("serial"))

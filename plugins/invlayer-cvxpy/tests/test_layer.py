@@ -7,6 +7,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import invlayer_core as inv
 from invlayer_cvxpy import CvxpyLayer
@@ -175,6 +176,36 @@ def test_the_problem_itself_is_left_alone() -> None:
     assert x.value is None
     assert c.value is None
     assert less.dual_value is None
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # torch's own, after a break
+def test_compile_breaks_the_graph_and_gives_the_same() -> None:
+    layer, centre, radius = box_projection(), torch.randn(4, 2, 3).requires_grad_(), torch.tensor(0.5)
+    f = lambda centre: layer(centre.sin(), radius)[0].cos()  # noqa: E731
+    compiled = torch.compile(f, backend="eager")
+    assert torch.equal(compiled(centre), f(centre))
+    ours, theirs = (torch.autograd.grad(g(centre).sum(), centre)[0] for g in (compiled, f))
+    assert torch.equal(ours, theirs)
+
+
+def test_checkpoint_autocast_and_inference_mode() -> None:
+    layer, centre, radius = box_projection(), torch.randn(4, 2, 3).requires_grad_(), torch.tensor(0.5)
+    f = lambda centre: layer(centre, radius)[0].square().sum()  # noqa: E731
+    (plain,) = torch.autograd.grad(f(centre), centre)
+    again = torch.utils.checkpoint.checkpoint(f, centre, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(again, centre)[0], plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(centre, radius)[0], layer(centre, radius)[0].double())
+    with torch.inference_mode():
+        assert torch.equal(layer(centre, radius)[0], layer(centre.clone(), radius)[0])
+
+
+def test_warn_on_failure() -> None:
+    layer = box_projection(on_failure="warn")
+    with pytest.warns(inv.ConvergenceWarning, match="NO_SOLUTION"):
+        layer(torch.randn(2, 3), torch.tensor(-1.0))
 
 
 def test_inside_a_module_that_learns() -> None:

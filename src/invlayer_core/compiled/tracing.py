@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.call import CommonKeywords
 from invlayer_core.compiled import operators  # noqa: F401 (registers them)
 from invlayer_core.compiled.problem import module_of
@@ -27,7 +28,8 @@ _REASON = (
     "torch.compile(fullgraph=True) and torch.export are: RootLayer, FixedPointLayer and InverseLayer; "
     "functions decorated by implicit_function once they have a register_fake; root, fixed_point and inverse "
     "whose conditions are an nn.Module or a function without closure. Everywhere, args are tensors, "
-    "constants and plain containers, there is no return_info, n_starts or warm_start, and tensors with "
+    "constants and plain containers, there is no return_info, n_starts or warm_start, no other adjoint than "
+    "Implicit, and tensors with "
     "gradients are args or parameters of the nn.Module that the conditions are (or are a method of). Without "
     "fullgraph the graph breaks here, and the numbers are the same."
 )
@@ -42,6 +44,8 @@ def traced_solution(
     if not key or template is None or keywords.get("return_info"):
         return None
     if keywords.get("n_starts", 1) != 1 or keywords.get("warm_start") is not None:
+        return None
+    if not isinstance(keywords.get("adjoint") or Implicit(), Implicit):  # the others need the solver again
         return None
     if not isinstance(keywords.get("event_dims", 1), int) or any(t.is_complex() for t in tensors):
         return None

@@ -113,7 +113,7 @@ class QuadraticForward(Forward):
             _border(self.layout, program, self.batch), guess, self.limits, range(guess.shape[0]),
         )  # fmt: skip
         like = guess.new_empty(guess.shape[0], work.unknowns)
-        threads = self.asked == "threads" and self.thread_safe
+        threads = self.asked == "threads"
         with progress_bar(len(work.todo), show=self.limits.progress) as done:
             if threads:
                 return run_in_threads(replace(work, y0=like), done)  # type: ignore[arg-type]

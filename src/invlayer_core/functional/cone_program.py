@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from invlayer_core.call import CommonKeywords, find_solver, read_settings
+from invlayer_core.compiled.tracing import outside_graph
 from invlayer_core.conditions.cone import ConeConditions, ConeSolution
 from invlayer_core.conditions.cone_jacobian import ConeJacobian
 from invlayer_core.conditions.cones.structure import ConeStructure
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.cone import ConeForward
 from invlayer_core.implicit import solve_implicitly
+from invlayer_core.inputs import outside_inference_mode
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.structure import Arguments
 
@@ -76,11 +78,29 @@ def cone_program(
     ----------
     Agrawal, Barratt, Boyd, Busseti & Moursi 2019, Differentiating through a cone program.
     """
+    arguments = (P, q, A, b, structure, solver, options or {}, start, workers, keywords)
+    if torch.compiler.is_compiling():
+        return outside_graph(_cone_program, *arguments)
+    return _cone_program(*arguments)
+
+
+def _cone_program(
+    P: Tensor,
+    q: Tensor,
+    A: Tensor,
+    b: Tensor,
+    structure: ConeStructure,
+    solver: str | Solver,
+    options: Mapping[str, Any],
+    start: ConeSolution | None,
+    workers: int,
+    keywords: CommonKeywords,
+) -> Any:
     settings = read_settings({"polish": "auto", "rtol": 0.0, **keywords})
     _check(structure, {"P": P, "q": q, "A": A, "b": b}, keywords)
     instance, name, _ = find_solver(solver, "cone")
-    tensors = tuple(tensor.to(torch.float64) for tensor in (P, q, A, b))
-    forward = ConeForward(name, instance, structure, dict(options or {}), workers, settings.progress)
+    tensors = tuple(_in_double(tensor) for tensor in (P, q, A, b))
+    forward = ConeForward(name, instance, structure, dict(options), workers, settings.progress)
     given = tensors if start is None else (*tensors, torch.cat([*start], -1).to(tensors[1]))
     conditions = ConeConditions(structure)
     solution = solve_implicitly(
@@ -89,6 +109,11 @@ def cone_program(
     )  # fmt: skip
     found = ConeSolution(*(part.to(q.dtype) for part in conditions.solution(solution.y)))
     return (found, solution.info) if settings.return_info else found
+
+
+def _in_double(tensor: Tensor) -> Tensor:
+    with outside_inference_mode():  # a tensor of inference mode can take part in no derivative
+        return (tensor.clone() if tensor.is_inference() else tensor).to(torch.float64)
 
 
 def _check(structure: ConeStructure, tensors: Mapping[str, Tensor], keywords: CommonKeywords) -> None:

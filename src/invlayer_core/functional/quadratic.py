@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Unpack, final
 
 import torch
 from torch import Tensor
@@ -17,16 +17,16 @@ from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.call import CommonKeywords, find_solver, read_settings
 from invlayer_core.compiled.tracing import outside_graph
 from invlayer_core.conditions.kkt import Multipliers
-from invlayer_core.conditions.quadratic import ARGUMENTS, QuadraticConditions, QuadraticLayout
+from invlayer_core.conditions.quadratic import ARGUMENTS, MATRICES, QuadraticConditions, QuadraticLayout
 from invlayer_core.errors import ConditionsError, DegeneracyWarning, warn_user
 from invlayer_core.execution.plan import check_batched
 from invlayer_core.execution.quadratic import QuadraticForward
 from invlayer_core.implicit import Settings, Solution, solve_implicitly
 from invlayer_core.linear.saddle_bank import SaddleBank
 from invlayer_core.linear.sparse_lu import SparseLU
-from invlayer_core.matrices import DenseForm
+from invlayer_core.matrices import SparseForm
 from invlayer_core.quadratic_arguments import read_program
-from invlayer_core.solvers.contract import Solver
+from invlayer_core.solvers.contract import Solver, SolverResult
 from invlayer_core.structure import Arguments
 
 __all__ = ["qp"]
@@ -123,29 +123,22 @@ def _qp(
     return_multipliers: bool,
     keywords: CommonKeywords,
 ) -> Any:
-    settings = _settings(keywords)
     layout, theta, restore = read_program(dict(zip(ARGUMENTS, given, strict=True)))
-    batch = layout.program(theta).batch()
     instance, name, thread_safe = find_solver(solver, "qp")
+    if not keywords and x0 is None and not instance.batched and _is_plain(layout, theta):
+        instance = _Once(instance)
+        plain = _solve_plainly(layout, theta, instance, options or {}, return_multipliers)
+        if plain is not None:
+            x, *multipliers = map(restore, plain)
+            return (x, Multipliers(*multipliers)) if return_multipliers else x
+    settings = _settings(keywords)
+    batch = layout.program(theta).batch()
     if instance.batched:
         check_batched(name, settings.batch, settings.limits)
-    elif settings.batch in ("lockstep", "stacked"):
-        raise ConditionsError(
-            f"qp(batch={settings.batch!r}): a quadratic program goes to its solver as a whole, and not by "
-            "calls of F. Accepted are 'auto', 'serial' and 'threads'."
-        )
+    else:
+        _check_way(settings)
     adjoint = _active_set(settings)
-    settings = replace(settings, adjoint=adjoint)
-    rounds, plain = (
-        settings.polish,
-        x0 is None and not instance.batched and _is_plain(layout, theta, settings),
-    )
-    settings = replace(settings, polish=0)
-    if plain:
-        z = _solve_single(layout, theta, instance, options or {}, settings.adjoint)
-        if z is not None:
-            x, *multipliers = restore(z).split(layout.sections, -1)
-            return (x, Multipliers(*multipliers)) if return_multipliers else x
+    rounds, settings = settings.polish, replace(settings, adjoint=adjoint, polish=0)
     bank = adjoint.bank if isinstance(adjoint, ActiveSet) and _keeps_factors(theta) else None
     forward = PolishedForward(
         QuadraticForward(
@@ -228,35 +221,61 @@ def _active_set(settings: Settings) -> Adjoint:
     return ActiveSet(chosen, SaddleBank()) if chosen.linear_solver == "auto" else chosen
 
 
-def _is_plain(layout: QuadraticLayout, theta: tuple[Tensor, ...], settings: Settings) -> bool:
-    """Whether there is one dense program on the CPU, nothing special is asked for, and no transform runs."""
-    return (
-        isinstance(settings.adjoint, ActiveSet)
-        and settings.adjoint.bank.direct is None
-        and not (settings.return_info or settings.timeout or settings.executor or settings.progress)
-        and settings.atol is settings.rtol is None
-        and settings.polish == "auto"
-        and not (_functorch.is_active() or _functorch.in_forward_mode())
-        and all(
-            tensor.ndim == layout.event_dims(name) and tensor.device.type == "cpu"
-            for name, tensor in zip(layout.names, theta, strict=True)
+def _check_way(settings: Settings) -> None:
+    """Refuse the ways of a batch that programs, handed over as a whole, do not go."""
+    if settings.batch not in ("auto", "serial", "threads"):
+        raise ConditionsError(
+            f"qp(batch={settings.batch!r}): a quadratic program goes to its solver as a whole, and not by "
+            "calls of F. Accepted are 'auto', 'serial' and 'threads'; or 'torch.qp', which takes the batch."
         )
-        and all(isinstance(form, DenseForm) for form in layout.forms.values())
-    )
+    for name, value in (("timeout", settings.timeout), ("executor", settings.executor)):
+        if value is not None:
+            raise ConditionsError(
+                f"qp({name}={value!r}): a quadratic program goes to its solver as a whole, in this process. "
+                f"Leave {name} out; most solvers have a time limit among their options."
+            )
 
 
-def _solve_single(
+@final
+class _Once(Solver):
+    """A solver that is called at most once; what came of it serves the short way and the general one."""
+
+    def __init__(self, solver: Solver) -> None:
+        self.solver = solver
+        self.outcome: SolverResult | Exception | None = None
+
+    def solve(self, problem: Any, y0: Any, options: Mapping[str, Any]) -> SolverResult:
+        if self.outcome is None:
+            try:
+                self.outcome = self.solver.solve(problem, y0, options)
+            except Exception as error:
+                self.outcome = error
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+def _is_plain(layout: QuadraticLayout, theta: tuple[Tensor, ...]) -> bool:
+    """Whether there is one dense program on the CPU, and no transform runs."""
+    if _functorch.is_active() or _functorch.in_forward_mode():
+        return False
+    return all(
+        tensor.ndim == (2 if name in MATRICES else 1) and tensor.device.type == "cpu"
+        for name, tensor in zip(layout.names, theta, strict=True)
+    ) and not any(isinstance(form, SparseForm) for form in layout.forms.values())
+
+
+def _solve_plainly(
     layout: QuadraticLayout,
     theta: tuple[Tensor, ...],
     solver: Solver,
     options: Mapping[str, Any],
-    adjoint: Adjoint,
-) -> Tensor | None:
+    multipliers: bool,
+) -> tuple[Tensor, ...] | None:
     """The short way; None if the program needs the general one."""
     from invlayer_core.single_program import solve_single  # it needs NumPy, which the core may lack
 
-    assert isinstance(adjoint, ActiveSet)
-    return solve_single(layout, theta, solver, options, adjoint)
+    return solve_single(layout, theta, solver, options, multipliers=multipliers)
 
 
 def _keeps_factors(theta: tuple[Tensor, ...]) -> bool:

@@ -74,6 +74,8 @@ class DenseSaddlePoint:
         self.active = active.reshape(self.count, active.shape[-1])
         self.exempt = None if exempt is None else exempt.reshape(self.count)
         self.hessian = self._hessian(program)
+        size = self.hessian.abs().amax((-1, -2)) if self.n else self.hessian.new_ones(1)
+        self.hessian_size = torch.where(size > 0, size, torch.ones_like(size))
         self._fix(program)
         self._gather(program)
         self._factorise()
@@ -315,7 +317,8 @@ class DenseSaddlePoint:
         if not self.rows:
             return error
         wanted, left = (v[..., self.n : self.n + self.rows] / self.scales for v in (rhs, gap))
-        return torch.maximum(error, _share(_largest(left), _largest(wanted) + _largest(x)))
+        free = _largest(rhs[..., : self.n]) / self.hessian_size  # of the order of x without constraints
+        return torch.maximum(error, _share(_largest(left), _largest(wanted) + _largest(x) + free))
 
     def _by_spectrum(self, rhs: Tensor, w: Tensor, bad: Tensor) -> SaddleSolution:
         singular, loose, unsolvable = (torch.zeros_like(bad) for _ in range(3))

@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -100,6 +99,8 @@ class QuadraticProblem:
             The multipliers of A x = b, of G x ≤ h and of both bounds: P x + q + Aᵀν + Gᵀλ − λ_lb + λ_ub = 0.
             Leave out what the solver does not tell; it is then found from x.
         """
+        import numpy as np  # which a per-sample solver has anyway
+
         parts = [_vector(x, self.size)]
         for present, limit, given in (
             (self.b is not None, self.b, equality),
@@ -110,17 +111,15 @@ class QuadraticProblem:
             if present:
                 assert limit is not None
                 parts.append(_vector(given, int(limit.shape[0])))
-        vector: np.ndarray = torch.cat(parts).numpy()
-        return vector
+        return np.concatenate(parts)
 
 
-def _vector(given: Any, size: int) -> Tensor:
+def _vector(given: Any, size: int) -> np.ndarray:
+    import numpy as np
+
     if given is None:
-        return torch.full((size,), torch.nan, dtype=torch.float64)
-    flags = getattr(given, "flags", None)
-    if flags is not None and not flags.writeable:  # of which torch makes no tensor without a warning
-        given = given.copy()
-    return torch.as_tensor(given, dtype=torch.float64).reshape(-1)
+        return np.full(size, np.nan)
+    return np.asarray(given, dtype=np.float64).reshape(-1)
 
 
 @final

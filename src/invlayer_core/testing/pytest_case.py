@@ -18,10 +18,11 @@ import pytest
 from invlayer_core.solvers import SolverSpec
 from invlayer_core.testing.report import ConformanceError, ConformanceReport
 from invlayer_core.testing.rules import RULES
+from invlayer_core.testing.rules.programs import PROGRAM_RULES
 from invlayer_core.testing.rules.rule import Rule
 from invlayer_core.testing.subject import Subject
 
-__all__ = ["SolverConformance"]
+__all__ = ["ProgramConformance", "SolverConformance"]
 
 
 class SolverConformance:
@@ -73,3 +74,13 @@ def _test_of(rule: Rule) -> Callable[[SolverConformance], None]:
 
 for _rule in RULES:
     setattr(SolverConformance, f"test_{_rule.name}", _test_of(_rule))
+
+
+class ProgramConformance(SolverConformance):
+    """The same for a solver of quadratic programs (kind ``"qp"``), with the rules for those."""
+
+
+for _rule in RULES:
+    setattr(ProgramConformance, f"test_{_rule.name}", None)  # pytest collects what can be called
+for _rule in PROGRAM_RULES:
+    setattr(ProgramConformance, f"test_{_rule.name}", _test_of(_rule))

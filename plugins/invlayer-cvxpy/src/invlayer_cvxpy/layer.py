@@ -91,11 +91,13 @@ class CvxpyLayer(torch.nn.Module):
         self.solver, self.solver_args, self.n_jobs = _named(solver), dict(solver_args or {}), n_jobs
         defaults = {"polish": "auto", "adjoint": _adjoint(self.structure)}
         self.keywords = {**defaults, **keywords}
+        self._has_adjoint = "adjoint" in keywords
         self._data = form.data
         self._maps: dict[tuple[bool, ...], _Split] = {}
         if form.structure.cones.is_polyhedral and not form.structure.P[0].numel() and not gp:
             warn_of_linear_program()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
         self,
         *tensors: Tensor,
@@ -133,10 +135,11 @@ class CvxpyLayer(torch.nn.Module):
             dtype = torch.promote_types(dtype, tensor.dtype)
         data = self._canonical([tensor.to(torch.float64) for tensor in given])
         solver, options, workers = self._choice(solver_args or {})
+        keywords = _on_device(self.keywords, self._has_adjoint, data["q"].device)
         found = inv.cone_program(
             data["P"], data["q"], data["A"], data["b"], self.structure,
             solver=solver, options=options, workers=workers,
-            start=None if warm_start is None else _start(warm_start, self.structure), **self.keywords,
+            start=None if warm_start is None else _start(warm_start, self.structure), **keywords,
         )  # fmt: skip
         solution, info = found if self.keywords.get("return_info") else (found, None)
         values = tuple(output(solution).to(dtype) for output in self.outputs)
@@ -207,6 +210,13 @@ def _adjoint(structure: inv.ConeStructure) -> inv.adjoints.Adjoint:
     few = pattern.nnz < _FEW * size**2
     direct = RegularisedLU(structure.size) if few else SchurCholesky(structure.size, structure.cones)
     return inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(pattern, direct))
+
+
+def _on_device(keywords: Mapping[str, Any], chosen: bool, device: torch.device) -> dict[str, Any]:
+    """Elsewhere than on the CPU dense factors, at any size, unless the user has chosen."""
+    if device.type == "cpu" or chosen:
+        return dict(keywords)
+    return {**keywords, "adjoint": inv.adjoints.Implicit(singular="consistent")}
 
 
 def _named(solver: str | inv.Solver) -> str | inv.Solver:

@@ -119,5 +119,6 @@ class _Blocks:
         total: np.ndarray = rows.T @ rows
         for entries, derivative, gain in self.curved:
             part = A[entries]
-            total += np.einsum("cin,cim->nm", part, (derivative @ gain) @ part, optimize=True)
+            weighed = (derivative @ gain) @ part
+            total += part.reshape(-1, A.shape[1]).T @ weighed.reshape(-1, A.shape[1])
         return total

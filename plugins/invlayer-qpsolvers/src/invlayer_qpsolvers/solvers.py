@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,8 +33,7 @@ class QPSolver(inv.Solver):
         self, problem: inv.QuadraticProblem, y0: np.ndarray, options: Mapping[str, Any]
     ) -> inv.SolverResult:
         program = qpsolvers.Problem(*_matrices(problem, sparse=self._takes_sparse(problem)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say is in the result
+        with _without_warnings():
             found = qpsolvers.solve_problem(
                 program, solver=self.backend, initvals=y0 if y0.any() else None, **options
             )
@@ -59,6 +60,17 @@ class QPSolver(inv.Solver):
         return self.backend in qpsolvers.sparse_solvers and any(
             isinstance(matrix, inv.CoordinateMatrix) for matrix in given
         )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep quiet what the result says, too; a worker thread leaves the filters, which all share, alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _matrices(problem: inv.QuadraticProblem, *, sparse: bool) -> tuple[Any, ...]:

@@ -113,7 +113,7 @@ class NativeNlp(Solver):
         matrix = polished(self.point, z, data, self.setting.polish) if self.setting.polish else None
         if matrix is None and self.setting.sparse:
             second = self.point.second(z, data)
-            at = self.point.evaluate(z, data, second.curvature)
+            at = self.point.evaluate(z, data)
             matrix = self.point.matrix(z, data, at, second)
         success = bool(stats.get("success", True))
         return success, iterations_of(stats), str(stats.get("return_status", "")), matrix

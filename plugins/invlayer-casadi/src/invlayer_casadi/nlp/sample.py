@@ -35,11 +35,10 @@ class Evaluation(NamedTuple):
 
 @final
 class SecondDerivatives(NamedTuple):
-    """Nonzeros of H and ∂g, and the largest of H."""
+    """Nonzeros of H and ∂g."""
 
     hessian: np.ndarray
     jacobian: np.ndarray
-    curvature: float
 
 
 @final
@@ -55,12 +54,12 @@ class SamplePoint:
     def __reduce__(self) -> tuple[Any, ...]:
         return SamplePoint, (self.program, self.activity)
 
-    def evaluate(self, z: np.ndarray, data: SampleData, curvature: float) -> Evaluation:
-        """F(z), with exact rows; the curvature is that of ``second``, here or nearby."""
+    def evaluate(self, z: np.ndarray, data: SampleData) -> Evaluation:
+        """F(z), with exact rows."""
         n, m = self.program.unknowns, self.program.constraints
         x, gradient, g = z[:n].copy(), np.zeros(n), np.zeros(m)
         self._first.buffer(1)([x, data.p, z[n : n + m].copy()], [gradient, g])
-        value, scale = np.concatenate([g, x]), _scale(z[n:], curvature)
+        value, scale = np.concatenate([g, x]), _scale(z[n:], self._curvature(z, data, gradient))
         with np.errstate(invalid="ignore"):
             rows = value - np.clip(value + scale * z[n:], data.lower, data.upper)
         fixed = data.lower == data.upper
@@ -81,7 +80,17 @@ class SamplePoint:
         function = self.program.sparse_second.function
         hessian, jacobian = np.zeros(function.nnz_out(0)), np.zeros(function.nnz_out(1))
         self._second.buffer(1)([z[:n].copy(), data.p, z[n : n + m].copy()], [hessian, jacobian])
-        return SecondDerivatives(hessian, jacobian, float(np.abs(hessian).max(initial=0.0)))
+        return SecondDerivatives(hessian, jacobian)
+
+    def _curvature(self, z: np.ndarray, data: SampleData, gradient: np.ndarray) -> float:
+        """As ``NlpConditions.curvature`` has it."""
+        n, m = self.program.unknowns, self.program.constraints
+        x, beside = z[:n], np.zeros(n)
+        step = np.finfo(np.float64).eps ** 0.25 * (1.0 + np.abs(x)) * np.sin(1.0 + 2.4 * np.arange(n))
+        self._first.buffer(1)([x + step, data.p, z[n : n + m].copy()], [beside, np.zeros(m)])
+        with np.errstate(invalid="ignore"):
+            curvature = float(np.abs(beside - gradient).max(initial=0.0) / np.abs(step).max(initial=1e-300))
+        return curvature if np.isfinite(curvature) else 0.0
 
     def matrix(
         self,

@@ -450,6 +450,12 @@ def test_wrong_solver_functions() -> None:
     wrong(y0, SO3(), "options=.* a plain callable", solver=lambda y0: y0, options={"maxiter": 3})
 
 
+def test_several_starts_are_never_dropped() -> None:
+    y0 = SO2().exp(torch.linspace(0, 2, 3).unsqueeze(-1))
+    wrong(y0, SO2(), r"n_starts=3, manifold=.*function of your own", solver=lambda y0: y0, n_starts=3)
+    wrong(y0, SO2(), "cannot record", adjoint=inv.adjoints.Unrolled(), n_starts=3)
+
+
 def test_a_hessian_by_y_is_refused() -> None:
     wrong(SO3().identity(), SO3(), r"minimize\(hessian=.*Leave hessian out", hessian=lambda y: y)
 
@@ -465,3 +471,4 @@ def test_adjoints_that_need_iterations_say_so_before_the_solve() -> None:
     wrong(
         SO2().identity(), SO2(), "function of your own", solver=solver, adjoint=inv.adjoints.DLM(resolve=True)
     )
+    assert not calls

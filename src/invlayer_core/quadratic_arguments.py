@@ -104,8 +104,8 @@ def _read_matrix(name: str, value: Tensor) -> tuple[MatrixForm, Tensor]:
     thick = value.dense_dim() if value.layout is torch.sparse_coo else 0
     if value.ndim not in (2, 3) or thick:
         raise ConditionsError(
-            f"qp: {name} is sparse and has shape {tuple(value.shape)}, with {thick} dense dims; accepted are (m, n) "
-            "and (B, m, n), sparse in every dim."
+            f"qp: {name} is sparse and has shape {tuple(value.shape)}, with {thick} dense dims; accepted are "
+            "(m, n) and (B, m, n), sparse in every dim."
         )
     return _read_csr(value) if value.layout is torch.sparse_csr else _read_coo(value)
 

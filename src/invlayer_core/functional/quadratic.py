@@ -226,13 +226,13 @@ def _check_way(settings: Settings) -> None:
     if settings.batch in ("lockstep", "stacked"):
         raise ConditionsError(
             f"qp(batch={settings.batch!r}): a quadratic program goes to its solver as a whole, and not by "
-            "calls of F. Accepted are 'auto', 'serial', 'threads' and 'processes'; or solver='torch.qp', which "
-            "takes the batch."
+            "calls of F. Accepted are 'auto', 'serial', 'threads' and 'processes'; or solver='torch.qp', "
+            "which takes the batch."
         )
     if settings.timeout is not None:
         raise ConditionsError(
-            f"qp(timeout={settings.timeout!r}): a quadratic program goes to its solver as a whole, and cannot "
-            "be stopped in between. Leave timeout out; most solvers have a time limit among their options."
+            f"qp(timeout={settings.timeout!r}): a quadratic program goes to its solver as a whole, and "
+            "cannot be stopped in between. Leave timeout out; solvers have a time limit among their options."
         )
 
 

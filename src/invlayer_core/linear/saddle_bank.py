@@ -60,15 +60,10 @@ class SaddleBank:
 
 
 def _is_same(old: Tensor | None, new: Tensor | None) -> bool:
-    """Whether two tensors are one piece of memory, looked at in the same way."""
+    """Whether two tensors are one piece of memory, looked at in the same way, and as it was."""
     if old is None or new is None:
         return old is new
-    return (
-        old.data_ptr() == new.data_ptr()
-        and old.shape == new.shape
-        and old.stride() == new.stride()
-        and old._version == new._version
-    )
+    return old.is_set_to(new) and old._version == new._version
 
 
 def make_saddle_point(

@@ -392,7 +392,8 @@ def _qp_failed(device: str) -> list[Tensor]:
     nan[1] = torch.nan
     q = (given.pop("q").detach() + nan).requires_grad_()
     x, info = inv.qp(q=q, **given, solver="torch.qp", on_failure="nan", return_info=True)
-    return [x.nan_to_num(9.0), info.ok, info.constraints.active, *torch.autograd.grad(x[[0, 2]].sum(), (q, given["P"]))]
+    grads = torch.autograd.grad(x[[0, 2]].sum(), (q, given["P"]))
+    return [x.nan_to_num(9.0), info.ok, info.constraints.active, *grads]
 
 
 SCENARIOS: dict[str, Scenario] = {

@@ -3,7 +3,7 @@
 The solver stays as it is; you write in torch what its output satisfies, and get exact gradients.
 """
 
-from invlayer_core import adjoints, costs, jacobians, linear, manifolds, testing
+from invlayer_core import adjoints, jacobians, linear, losses, manifolds, testing
 from invlayer_core.certificate import SolveInfo
 from invlayer_core.conditions.cone import ConeSolution
 from invlayer_core.conditions.cones import Cones, ConeStructure
@@ -25,6 +25,7 @@ from invlayer_core.errors import (
 )
 from invlayer_core.functional import (
     batch_jacobian,
+    check_jacobian,
     cone_program,
     fixed_point,
     implicit_function,
@@ -112,9 +113,9 @@ __all__ = [
     "UnsupportedTransformError",
     "adjoints",
     "batch_jacobian",
+    "check_jacobian",
     "check_layer",
     "cone_program",
-    "costs",
     "fixed_point",
     "from_numpy",
     "get_solver",
@@ -125,6 +126,7 @@ __all__ = [
     "least_squares",
     "linear",
     "linear_solvers",
+    "losses",
     "manifolds",
     "minimize",
     "nlp",

@@ -68,6 +68,8 @@ class SolveInfo:
         What else the solver returned, one per sample (or one for the whole batch); carries no gradient.
     linear_solver : str
         What solves the linear systems of the derivative, and why.
+    objective : Tensor or None
+        What ``minimize`` and ``least_squares`` have minimised, at y: f, or half the sum of squares.
     start : Tensor of int64
         Where the solution comes from: 0, or with ``n_starts`` the number of the start; -1 for the solution
         of the call before (``warm_start``).
@@ -89,6 +91,7 @@ class SolveInfo:
     batch_reason: str = ""
     start: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     constraints: Any = None
+    objective: Tensor | None = None
 
 
 @final

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NO_BENCHMARK = ("harness.py", "maros_meszaros.py")  # the latter needs a folder of problems
-SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in NO_BENCHMARK)
+SHARED = ("harness.py", "maros_meszaros.py")
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in SHARED)
 NEEDS = {
     **dict.fromkeys(
         ("lockstep.py", "batch_modes.py", "implied_volatility.py", "sparse_poisson.py"), "invlayer-scipy"

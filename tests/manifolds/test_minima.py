@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.func import hessian, jacfwd, jacrev, vmap
 
 import invlayer_core as inv
+from invlayer_core.conditions.charted import Charted, ChartedJacobian
 from invlayer_core.manifolds import SE2, SE3, SO2, SO3, Euclidean, LieGroup, Manifold
+from invlayer_core.manifolds.atlas import Atlas
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -34,7 +36,7 @@ def mismatch(group: LieGroup) -> Callable[..., Tensor]:
     """The residuals of a match: y moves ``points`` onto those observed."""
 
     def residuals(y: Tensor, observed: Tensor) -> Tensor:
-        return group.act(y.unsqueeze(-2), points(group)) - observed
+        return group.act(y.unsqueeze(-2), points(group).to(y.dtype)) - observed
 
     return residuals
 
@@ -190,6 +192,8 @@ def test_a_solver_function_returns_points() -> None:
     observed = observations(group).requires_grad_()
     y, info = match(group, observed, solver=wahba, return_info=True)
     assert info.residual.max() < 1e-12
+    left = mismatch(group)(y, observed).square().sum((-2, -1)).detach()
+    torch.testing.assert_close(info.objective, left / 2, rtol=1e-12, atol=0)
     assert info.solver.endswith("wahba")
     found, expected = group.matrix(y), closed_form(group, observed)
     weights = torch.randn(expected.shape)
@@ -207,6 +211,50 @@ def test_scipy_solves_in_charts(batch: Any) -> None:
     group, observed = SE3(), observations(SE3()).requires_grad_()
     y = match(group, observed, solver="scipy.least_squares", polish="auto", batch=batch)
     torch.testing.assert_close(as_matrix(group, y), closed_form(group, observed), rtol=0, atol=1e-10)
+
+
+def given(y: Tensor, observed: Tensor) -> Tensor:
+    """The Jacobian of the mismatch by δ at y: R [1, −[p]×] for a point p."""
+    turn, p = SO3().matrix(y[..., 3:]), MODEL
+    o = torch.zeros_like(p[:, 0])
+    skew = torch.stack([o, -p[:, 2], p[:, 1], p[:, 2], o, -p[:, 0], -p[:, 1], p[:, 0], o], -1).unflatten(
+        -1, (3, 3)
+    )
+    both = torch.cat([torch.eye(3).expand(7, 3, 3), -skew], -1)
+    return (turn.unsqueeze(-3) @ both).flatten(-3, -2)
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.5, 2.0])
+def test_a_jacobian_at_each_point_makes_one_of_any_chart(distance: float) -> None:
+    group, observed = SE3(), observations(SE3())
+    base = group.exp(torch.randn(3, 6))
+    atlas = Atlas.of("test", base, group, 1)
+    flat = lambda y, observed: mismatch(group)(y, observed).flatten(-2)  # noqa: E731
+    z = atlas.start(base) + distance * torch.randn(3, 6)
+    taken = vmap(jacrev(Charted(flat, atlas)))(z, base, observed)
+    torch.testing.assert_close(ChartedJacobian(given, atlas)(z, base, observed), taken, rtol=0, atol=1e-13)
+
+
+def test_the_users_jacobian_is_that_of_the_chart_at_each_point() -> None:
+    group, observed = SE3(), observations(SE3(), spread=1.0)
+    flat = lambda y, observed: mismatch(group)(y, observed).flatten(-2)  # noqa: E731
+    y = group.exp(torch.randn(3, 6))
+    assert inv.check_jacobian(flat, given, y, observed, manifold=group) < 1e-14
+    calls = []
+
+    def counted(y: Tensor, observed: Tensor) -> Tensor:
+        calls.append(1)
+        return given(y, observed)
+
+    solve = lambda **extra: inv.least_squares(  # noqa: E731
+        flat, group.identity().expand(3, 7), observed, manifold=group, **extra
+    )
+    ours, theirs = solve(jacobian=counted), solve()
+    assert calls
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    wrong = lambda y, observed: given(y, observed) * torch.tensor([1.0, 1, 1, 1, -1, 1])  # noqa: E731
+    with pytest.raises(inv.ConditionsError, match=r"is not the derivative of residuals .* by unknown 4 in"):
+        inv.check_jacobian(flat, wrong, y, observed, manifold=group)
 
 
 # --- structures -----------------------------------------------------------------------------------------
@@ -386,10 +434,8 @@ def test_wrong_solver_functions() -> None:
     wrong(y0, SO3(), "options=.* a plain callable", solver=lambda y0: y0, options={"maxiter": 3})
 
 
-def test_derivatives_by_y_are_refused() -> None:
+def test_a_hessian_by_y_is_refused() -> None:
     wrong(SO3().identity(), SO3(), r"minimize\(hessian=.*Leave hessian out", hessian=lambda y: y)
-    with pytest.raises(inv.ConditionsError, match=r"least_squares\(jacobian="):
-        inv.least_squares(lambda y: y, SO3().identity(), manifold=SO3(), jacobian=lambda y: y)
 
 
 def test_adjoints_that_need_iterations_say_so_before_the_solve() -> None:

@@ -312,3 +312,52 @@ def test_check_layer_knows_the_layers(kind: str) -> None:
     report = inv.check_layer(layer, a, y0=y0)
     assert report.inputs == ("args[0]",)
     assert report.ok, str(report)
+
+
+# --- Jacobians by hand ----------------------------------------------------------------------------------
+
+
+def by_hand(y: Tensor, data: Tensor) -> Tensor:
+    decay = torch.exp(-y[..., 1:] * TIMES)
+    return torch.stack([decay, -y[..., :1] * TIMES * decay], -1)
+
+
+def test_jacobian_by_hand_is_checked_on_request() -> None:
+    y, data = torch.tensor([[1.0, 0.5], [2.0, 0.1]]), noisy(2)
+    assert inv.check_jacobian(residuals, by_hand, y, data) < 1e-14
+    named = lambda y, data: residuals(torch.cat([y["a"], y["b"]], -1), data)  # noqa: E731
+    of_named = lambda y, data: by_hand(torch.cat([y["a"], y["b"]], -1), data)  # noqa: E731
+    assert inv.check_jacobian(named, of_named, {"a": y[:, :1], "b": y[:, 1:]}, data) < 1e-14
+
+
+def wrong_by_hand(y: Tensor, data: Tensor) -> Tensor:
+    return by_hand(y, data) * torch.tensor([1.0, -1.0])
+
+
+def test_wrong_jacobian_by_hand_is_named() -> None:
+    y, data = torch.tensor([[1.0, 0.5], [2.0, 0.1]]), noisy(2)
+    where = r"of residual 8 by unknown 1 in sample 1 it says 3\.27\d+, autograd -3\.27\d+"
+    with pytest.raises(inv.ConditionsError, match=rf"'wrong_by_hand' is not the derivative of .*{where}"):
+        inv.check_jacobian(residuals, wrong_by_hand, y, data)
+    with pytest.raises(inv.ConditionsError, match=r"returned shape \(2, 2, 9\); accepted .* \(2, 9, 2\)"):
+        inv.check_jacobian(residuals, lambda y, data: by_hand(y, data).mT, y, data)
+
+
+@pytest.mark.parametrize(("jacobian", "verdict"), [(by_hand, "ok"), (wrong_by_hand, "wrong")])
+def test_check_layer_has_a_row_for_it(jacobian: Any, verdict: str) -> None:
+    layer = inv.LeastSquaresLayer(residuals, jacobian=jacobian, solver=fit)
+    data = torch.exp(-0.7 * TIMES) + 0.05 * torch.randn(2, 9)
+    report = inv.check_layer(layer, data, y0=torch.tensor([1.0, 0.5]).expand(2, 2))
+    row = report.row("given Jacobian")
+    assert row.verdict == verdict
+    assert report.ok == (verdict == "ok")
+    assert ("by unknown 1" in row.detail) == (verdict == "wrong")
+
+
+def test_info_has_the_objective_of_each_sample() -> None:
+    a = data()
+    y, info = solve(a, return_info=True)
+    torch.testing.assert_close(info.objective, objective(y, a), rtol=0, atol=0)
+    measured = noisy()
+    y, info = fitted(measured, return_info=True)
+    torch.testing.assert_close(info.objective, 0.5 * residuals(y, measured).square().sum(-1), rtol=0, atol=0)

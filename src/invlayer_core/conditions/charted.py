@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invlayer_core.manifolds.atlas import Atlas
 
-__all__ = ["Charted"]
+__all__ = ["Charted", "ChartedJacobian"]
 
 
 @final
@@ -23,3 +23,21 @@ class Charted:
 
     def __call__(self, z: Tensor, base: Tensor, *args: Any) -> Any:
         return self.function(self.atlas.structure.unpack(self.atlas.point(base, z)), *args)
+
+
+@final
+@dataclass(frozen=True)
+class ChartedJacobian:
+    """The user's ``∂r/∂δ (y, *args)`` at δ = 0 in the chart at y, as ``∂r/∂z (z, base, *args)``."""
+
+    jacobian: Callable[..., Tensor]
+    atlas: Atlas
+
+    @property
+    def function(self) -> Any:
+        """The user's own, for messages."""
+        return self.jacobian
+
+    def __call__(self, z: Tensor, base: Tensor, *args: Any) -> Tensor:
+        own = self.jacobian(self.atlas.structure.unpack(self.atlas.point(base, z)), *args)
+        return own @ self.atlas.change_of_chart(base, z)

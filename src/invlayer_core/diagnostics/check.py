@@ -19,6 +19,7 @@ from invlayer_core.diagnostics.forward_checks import (
     check_conditioning,
     check_coupling,
     check_determinism,
+    check_given_jacobians,
     check_residual,
 )
 from invlayer_core.diagnostics.limit import limiting_factor
@@ -92,6 +93,7 @@ def _examine(name: str, names: tuple[str, ...], trial: Trial) -> LayerReport:
     rows = (
         check_determinism(trial),
         check_residual(trial),
+        *check_given_jacobians(trial),
         check_conditioning(trial),
         check_coupling(trial, found.noise),
         check_noise(found),

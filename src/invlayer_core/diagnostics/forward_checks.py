@@ -13,7 +13,13 @@ from invlayer_core.diagnostics.report import CheckRow, RowVerdict
 from invlayer_core.diagnostics.systems import SystemFacts
 from invlayer_core.diagnostics.trial import Trial, first_line
 
-__all__ = ["check_conditioning", "check_coupling", "check_determinism", "check_residual"]
+__all__ = [
+    "check_conditioning",
+    "check_coupling",
+    "check_determinism",
+    "check_given_jacobians",
+    "check_residual",
+]
 
 _NUDGE = 0.01
 
@@ -115,6 +121,21 @@ def check_conditioning(trial: Trial) -> CheckRow:
 
 def _in_sample(number: int, facts: SystemFacts) -> str:
     return f" in sample {number}" if facts.batch else ""
+
+
+def check_given_jacobians(trial: Trial) -> list[CheckRow]:
+    """A Jacobian of residuals that the user gave, beside autograd's; no row where there is none."""
+    name, limit = "given Jacobian", trial.eps**0.5
+    known = [facts for facts in trial.systems if facts.given is not None]
+    if not known:
+        return []
+    facts = max(known, key=lambda facts: float(facts.given[0].max()))  # type: ignore[index]
+    assert facts.given is not None
+    errors, where = facts.given
+    row = CheckRow(
+        name, "ok", float(errors.max()), limit, "jacobian= beside autograd's", *_worst(errors, facts)
+    )
+    return [row if float(errors.max()) <= limit else replace(row, verdict="wrong", detail=where)]
 
 
 def check_coupling(trial: Trial, noise: float) -> CheckRow:

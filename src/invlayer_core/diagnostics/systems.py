@@ -7,7 +7,7 @@ layers are found wherever they are: closures and networks hide nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -18,6 +18,7 @@ from invlayer_core.call import name_of
 from invlayer_core.errors import InvlayerError
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
+from invlayer_core.jacobians.verification import given_and_taken, jacobian_errors, wrong_entry
 from invlayer_core.linear.singular import diagnose
 
 __all__ = ["SystemFacts", "examine_systems", "leaves_behind"]
@@ -49,6 +50,9 @@ class SystemFacts:
         Samples that a failure policy answered for.
     missing : str
         Why condition and error are None.
+    given : tuple of (Tensor, str), or None
+        Of a Jacobian of residuals that the user gave: the relative error of each sample, and where it is
+        largest.
     """
 
     label: str
@@ -60,6 +64,7 @@ class SystemFacts:
     singular: Tensor | None
     failed: Tensor | None
     missing: str
+    given: tuple[Tensor, str] | None = None
 
 
 def examine_systems(outputs: Sequence[Tensor]) -> list[SystemFacts]:
@@ -87,6 +92,19 @@ def _nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:
 
 
 def _examine(node: Any) -> SystemFacts:
+    return replace(_facts(node), given=_given_jacobian(node))
+
+
+def _given_jacobian(node: Any) -> tuple[Tensor, str] | None:
+    system = node.rule.system
+    if "residuals_jacobian" not in system.parts:
+        return None
+    y, _, *theta = node.saved_tensors
+    given, taken = given_and_taken(system, "residuals", "residuals_jacobian", y, theta)
+    return _host(jacobian_errors(given, taken)), wrong_entry(given, taken)
+
+
+def _facts(node: Any) -> SystemFacts:
     rule: ImplicitRule = node.rule
     y, dead, *theta = node.saved_tensors
     shape = rule.system.shape

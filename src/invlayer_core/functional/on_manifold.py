@@ -32,13 +32,13 @@ from invlayer_core.execution.forward import Forward, run_forward
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.settled import SettledForward, continued
 from invlayer_core.implicit import Settings, find_captured, solve_implicitly
-from invlayer_core.inputs import check_devices, outside_inference_mode
+from invlayer_core.inputs import check_devices, outside_inference_mode, working_precision
 from invlayer_core.manifolds.atlas import Atlas
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.starts import Starts, open_guess, previous_solution
 from invlayer_core.structure import SystemShape
 
-__all__ = ["solve_on_manifold"]
+__all__ = ["solve_on_manifold", "with_objective"]
 
 _FAR = 1.0  # a move in a chart after which the solver goes on in a new one
 _CHARTS = 10
@@ -65,6 +65,14 @@ def solve_on_manifold(
     point, info = problem.solve(starts, solver, options or {})
     y = atlas.structure.restore(point)
     return (y, info) if settings.return_info else y
+
+
+def with_objective(info: SolveInfo, objective: Callable[..., Tensor], y: Tensor, args: Any) -> SolveInfo:
+    """``info`` with what was minimised, at the solution."""
+    arguments, _ = open_arguments(args if isinstance(args, tuple) else (args,))
+    with torch.no_grad():
+        value = objective(working_precision(y.detach()), *arguments.unflatten(arguments.tensors))
+    return replace(info, objective=_functorch.plain(value))
 
 
 def _starts(kind: str, atlas: Atlas, y0: Any, settings: Settings) -> Starts:
@@ -126,7 +134,11 @@ class _Problem:
             self.conditions, chart.system.arguments, chart.forward, chart.tensors, self.settings,
             captured=chart.captured, warm=starts.warm,
         )  # fmt: skip
-        return self.atlas.point(base, solution.y), solution.info
+        info = solution.info
+        if self.settings.return_info and info is not None:
+            objective = self.conditions.parts["objective"]
+            info = with_objective(info, objective, solution.y, (base, *self.args))
+        return self.atlas.point(base, solution.y), info
 
     def _system(self, base: Tensor) -> tuple[System, tuple[Tensor, ...] | None]:
         arguments, _ = open_arguments((base, *self.args))

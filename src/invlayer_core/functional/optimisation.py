@@ -10,11 +10,13 @@ from torch import Tensor
 
 from invlayer_core.call import CommonKeywords, SolverLike, solve_from_guess
 from invlayer_core.compiled.tracing import outside_graph
-from invlayer_core.conditions.charted import Charted
+from invlayer_core.conditions.charted import Charted, ChartedJacobian
 from invlayer_core.conditions.stationarity import HalfSquares, StationarityConditions
 from invlayer_core.errors import ConditionsError
-from invlayer_core.functional.on_manifold import solve_on_manifold
+from invlayer_core.functional.on_manifold import solve_on_manifold, with_objective
 from invlayer_core.functional.unknowns import Packed, Unknowns
+from invlayer_core.losses import Robust
+from invlayer_core.manifolds.atlas import Atlas
 
 __all__ = ["least_squares", "minimize"]
 
@@ -89,6 +91,7 @@ def least_squares(
     options: Mapping[str, Any] | None = None,
     jacobian: Callable[..., Tensor] | None = None,
     hessian: Callable[..., Tensor] | None = None,
+    loss: Any = None,
     manifold: Any = None,
     **keywords: Unpack[CommonKeywords],
 ) -> Any:
@@ -104,9 +107,13 @@ def least_squares(
     y0, args, solver, options
         As in :func:`minimize`; the kind is ``"least_squares"``.
     jacobian : callable, optional
-        Your own ``∂r/∂y (y, *args) -> (*batch, m, n)`` for the solver.
+        Your own ``∂r/∂y (y, *args) -> (*batch, m, n)`` for the solver; on a manifold by δ, at δ = 0 in the
+        chart at y. :func:`invlayer_core.check_jacobian` compares it with autograd's.
     hessian : callable, optional
         Your own full Hessian ``(y, *args) -> (*batch, n, n)`` for the derivative.
+    loss : Loss, or a pytree of them like the residuals, optional
+        What a residual costs that may be an outlier: ½ Σ ρ(rᵢ²) is minimised. See
+        :mod:`invlayer_core.losses`.
     manifold : Manifold, or a pytree of them like y0, optional
         As in :func:`minimize`.
     **keywords
@@ -125,9 +132,9 @@ def least_squares(
     """
     if torch.compiler.is_compiling():
         return outside_graph(
-            _least_squares, residuals, y0, args, solver, options, jacobian, hessian, manifold, keywords
+            _least_squares, residuals, y0, args, solver, options, jacobian, hessian, loss, manifold, keywords
         )
-    return _least_squares(residuals, y0, args, solver, options, jacobian, hessian, manifold, keywords)
+    return _least_squares(residuals, y0, args, solver, options, jacobian, hessian, loss, manifold, keywords)
 
 
 def _least_squares(
@@ -138,12 +145,20 @@ def _least_squares(
     options: Mapping[str, Any] | None,
     jacobian: Callable[..., Tensor] | None,
     hessian: Callable[..., Tensor] | None,
+    loss: Any,
     manifold: Any,
     keywords: CommonKeywords,
 ) -> Any:
+    if loss is not None:
+        residuals = Robust(residuals, loss)
+        _refuse_jacobian(jacobian)
     if manifold is not None:
-        _refuse_derivatives("least_squares", jacobian=jacobian, hessian=hessian)
-        in_charts = lambda atlas: HalfSquares(Packed(Charted(residuals, atlas)))  # noqa: E731
+        _refuse_hessian("least_squares", hessian)
+
+        def in_charts(atlas: Atlas) -> HalfSquares:
+            given = None if jacobian is None else ChartedJacobian(jacobian, atlas)
+            return HalfSquares(Packed(Charted(residuals, atlas)), given)
+
         return solve_on_manifold("least_squares", in_charts, y0, args, manifold, solver, options, keywords)
     unknowns = Unknowns.of("least_squares", y0, args, keywords)
     given = None if jacobian is None else unknowns.function(jacobian)
@@ -162,7 +177,7 @@ def _minimize(
     keywords: CommonKeywords,
 ) -> Any:
     if manifold is not None:
-        _refuse_derivatives("minimize", hessian=hessian)
+        _refuse_hessian("minimize", hessian)
         in_charts = lambda atlas: Charted(objective, atlas)  # noqa: E731
         return solve_on_manifold("minimize", in_charts, y0, args, manifold, solver, options, keywords)
     unknowns = Unknowns.of("minimize", y0, args, keywords)
@@ -171,14 +186,20 @@ def _minimize(
     )
 
 
-def _refuse_derivatives(kind: str, **derivatives: Callable[..., Tensor] | None) -> None:
-    """Refuse the user's own derivatives, which are not those of the coordinates of a chart."""
-    for name, derivative in derivatives.items():
-        if derivative is not None:
-            raise ConditionsError(
-                f"{kind}({name}=..., manifold=...): a derivative by y says nothing of the coordinates of a "
-                f"chart. Leave {name} out, and autograd takes it."
-            )
+def _refuse_jacobian(jacobian: Callable[..., Tensor] | None) -> None:
+    if jacobian is not None:
+        raise ConditionsError(
+            "least_squares(jacobian=..., loss=...): the solver works on residuals that the loss has made, "
+            "and whose Jacobian is another. Leave jacobian out, and autograd takes it."
+        )
+
+
+def _refuse_hessian(kind: str, hessian: Callable[..., Tensor] | None) -> None:
+    if hessian is not None:
+        raise ConditionsError(
+            f"{kind}(hessian=..., manifold=...): second derivatives by y are none by the coordinates of a "
+            "chart. Leave hessian out, and autograd takes it."
+        )
 
 
 def _solve(
@@ -203,5 +224,6 @@ def _solve(
         unknowns.keywords(kind, keywords),
     )
     if keywords.get("return_info"):
-        return unknowns.restore(solution[0]), solution[1]
+        vector, info = solution
+        return unknowns.restore(vector), with_objective(info, objective, vector, args)
     return unknowns.restore(solution)

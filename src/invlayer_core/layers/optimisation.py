@@ -74,7 +74,7 @@ class LeastSquaresLayer(torch.nn.Module):
 
     Parameters
     ----------
-    residuals, solver, options, jacobian, hessian, manifold, **keywords
+    residuals, solver, options, jacobian, hessian, loss, manifold, **keywords
         As in :func:`invlayer_core.least_squares`; keywords per call as in :class:`MinimizeLayer`.
     """
 
@@ -86,12 +86,13 @@ class LeastSquaresLayer(torch.nn.Module):
         options: Mapping[str, Any] | None = None,
         jacobian: Callable[..., Tensor] | None = None,
         hessian: Callable[..., Tensor] | None = None,
+        loss: Any = None,
         manifold: Any = None,
         **keywords: Unpack[CommonKeywords],
     ) -> None:
         super().__init__()
         self.residuals, self.solver, self.options = residuals, solver, options
-        self.jacobian, self.hessian, self.manifold = jacobian, hessian, manifold
+        self.jacobian, self.hessian, self.loss, self.manifold = jacobian, hessian, loss, manifold
         self.keywords = keywords
 
     def forward(self, *args: Any, y0: Any, **keywords: Unpack[CommonKeywords]) -> Any:
@@ -103,6 +104,7 @@ class LeastSquaresLayer(torch.nn.Module):
             options=self.options,
             jacobian=self.jacobian,
             hessian=self.hessian,
+            loss=self.loss,
             manifold=self.manifold,
             **_merged(self.keywords, keywords),
         )

@@ -103,6 +103,20 @@ class Atlas:
         """The inverse of :meth:`point`: those of ``other``."""
         return self.start(base) + self._joined(lambda part, *pair: part.manifold.local(*pair), base, other)
 
+    def change_of_chart(self, base: Tensor, z: Tensor) -> Tensor:
+        """∂δ/∂z ``(*batch, n, n)``, where δ are coordinates at the point that ``z`` stands for."""
+
+        def one(base: Tensor, z: Tensor) -> Tensor:
+            point = self.point(base, z)
+            change: Tensor = torch.func.jacrev(
+                lambda moved: self.coordinates(point, self.point(base, moved))
+            )(z)
+            return change
+
+        n = z.shape[-1]
+        changes = torch.vmap(one)(base.reshape(-1, base.shape[-1]), z.reshape(-1, n))
+        return changes.reshape(*z.shape, n)
+
     def project(self, base: Tensor) -> Tensor:
         """``base`` without rounding errors."""
         return self._joined(lambda part, y: part.manifold.project(y), base)

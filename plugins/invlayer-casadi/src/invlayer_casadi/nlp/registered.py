@@ -36,10 +36,11 @@ class _Nlpsol(Solver, ABC):
         """
         settings = self._settings(options)
         interruption, n = Interruption(), problem.size
+        rows = _sizes(problem, y0)  # asked for before the lock: in lockstep, another sample may come first
         with BUILDING:
             x = ca.MX.sym("x", n)
             objective = FunctionCallback("objective", n, 1, problem.objective, problem.gradient, interruption)
-            rows, kept, g = _constraints(problem, y0, interruption, x)
+            kept, g = _constraints(problem, rows, interruption, x)
             function = ca.nlpsol("solve", self.plugin, {"x": x, "f": objective(x), "g": g}, settings)
         lower = problem.lower(y0) if problem.has("lower") else np.full(n, -np.inf)
         upper = problem.upper(y0) if problem.has("upper") else np.full(n, np.inf)
@@ -72,21 +73,24 @@ class _Nlpsol(Solver, ABC):
         return {**quiet, **QUIET[self.plugin], **self.defaults, **options}
 
 
+def _sizes(problem: SampleProblem, y0: np.ndarray) -> tuple[int, int]:
+    """How many equations and inequalities there are."""
+    equations = len(problem.equalities(y0)) if problem.has("equalities") else 0
+    inequalities = len(problem.inequalities(y0)) if problem.has("inequalities") else 0
+    return equations, inequalities
+
+
 def _constraints(
-    problem: SampleProblem, y0: np.ndarray, interruption: Interruption, x: ca.MX
-) -> tuple[tuple[int, int], list[FunctionCallback], Any]:
-    """How many equations and inequalities there are, their callbacks, and both as one expression."""
-    sizes, callbacks = [], []
-    for name in ("equalities", "inequalities"):
-        if not problem.has(name):
-            sizes.append(0)
-            continue
-        function, jacobian = getattr(problem, name), getattr(problem, f"{name}_jacobian")
-        sizes.append(len(function(y0)))
-        callback = FunctionCallback(name, len(y0), sizes[-1], function, jacobian, interruption)
-        callbacks.append(callback)
+    problem: SampleProblem, sizes: tuple[int, int], interruption: Interruption, x: ca.MX
+) -> tuple[list[FunctionCallback], Any]:
+    """The callbacks of equations and inequalities, and both as one expression."""
+    callbacks = []
+    for name, size in zip(("equalities", "inequalities"), sizes, strict=True):
+        if problem.has(name):
+            function, jacobian = getattr(problem, name), getattr(problem, f"{name}_jacobian")
+            callbacks.append(FunctionCallback(name, problem.size, size, function, jacobian, interruption))
     expression = ca.vertcat(*(callback(x) for callback in callbacks)) if callbacks else ca.MX(0, 1)
-    return (sizes[0], sizes[1]), callbacks, expression
+    return callbacks, expression
 
 
 def _multipliers(found: Mapping[str, Any], equations: int, fixed: np.ndarray) -> dict[str, np.ndarray]:

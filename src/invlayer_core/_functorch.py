@@ -25,6 +25,7 @@ __all__ = [
     "in_forward_mode",
     "is_active",
     "is_mapped_by_autograd",
+    "is_same_memory",
     "is_wrapped",
     "level_of",
     "levels_mapped_by_autograd",
@@ -128,6 +129,20 @@ def revive(tensors: Sequence[Any]) -> list[Any]:
 def mapped_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """``tensor`` with its mapped dimension in front, where it is one more batch dimension."""
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def is_same_memory(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one piece of memory, looked at in the same way and not written to in between.
+
+    (``Tensor.is_set_to`` and ``data_ptr`` ask more of a device.)
+    """
+    return (
+        tensor.untyped_storage()._cdata == other.untyped_storage()._cdata
+        and tensor.storage_offset() == other.storage_offset()
+        and tensor.shape == other.shape
+        and tensor.stride() == other.stride()
+        and tensor._version == other._version
+    )
 
 
 @contextmanager

@@ -101,25 +101,46 @@ def _read_matrix(name: str, value: Tensor) -> tuple[MatrixForm, Tensor]:
             f"qp: {name} has layout {value.layout}; accepted are dense, torch.sparse_coo and "
             "torch.sparse_csr."
         )
-    if value.ndim != 2:
+    thick = value.dense_dim() if value.layout is torch.sparse_coo else 0
+    if value.ndim not in (2, 3) or thick:
         raise ConditionsError(
-            f"qp: {name} is sparse and has shape {tuple(value.shape)}; accepted is one sparse matrix (m, n), "
-            "shared by the batch. Give dense matrices where each sample has its own."
+            f"qp: {name} is sparse and has shape {tuple(value.shape)}, with {thick} dense dims; accepted are "
+            "(m, n) and (B, m, n), sparse in every dim."
         )
     return _read_csr(value) if value.layout is torch.sparse_csr else _read_coo(value)
 
 
 def _read_coo(value: Tensor) -> tuple[MatrixForm, Tensor]:
     value = value.coalesce()
-    row, column = value.indices()
-    return SparseForm(int(value.shape[0]), int(value.shape[1]), row, column), value.values()
+    *sample, row, column = value.indices()
+    rows, columns = int(value.shape[-2]), int(value.shape[-1])
+    if sample:
+        return _on_common_pattern(value.values(), sample[0], row, column, tuple(value.shape))
+    return SparseForm(rows, columns, row, column), value.values()
 
 
 def _read_csr(value: Tensor) -> tuple[MatrixForm, Tensor]:
     pointers, column = value.crow_indices().long(), value.col_indices().long()
-    lines = torch.arange(value.shape[0], device=value.device)
-    row = torch.repeat_interleave(lines, pointers.diff(), output_size=column.shape[0])
-    return SparseForm(int(value.shape[0]), int(value.shape[1]), row, column), value.values()
+    lines = torch.arange(value.shape[-2], device=value.device)
+    if value.ndim == 2:
+        row = torch.repeat_interleave(lines, pointers.diff(), output_size=column.shape[-1])
+        return SparseForm(int(value.shape[0]), int(value.shape[1]), row, column), value.values()
+    count, entries = column.shape
+    row = torch.repeat_interleave(
+        lines.repeat(count), pointers.diff().reshape(-1), output_size=column.numel()
+    )
+    sample = torch.arange(count, device=value.device).repeat_interleave(entries)
+    return _on_common_pattern(value.values().reshape(-1), sample, row, column.reshape(-1), tuple(value.shape))
+
+
+def _on_common_pattern(
+    values: Tensor, sample: Tensor, row: Tensor, column: Tensor, shape: tuple[int, ...]
+) -> tuple[MatrixForm, Tensor]:
+    """A batch of sparse matrices on the pattern that has the entries of all: values ``(B, nnz)``."""
+    count, rows, columns = shape
+    places, slot = (row * columns + column).unique(return_inverse=True)
+    held = values.new_zeros(count, len(places)).index_put((sample, slot), values)
+    return SparseForm(rows, columns, places // columns, places % columns), held
 
 
 def _check_shapes(n: int, forms: Mapping[str, MatrixForm], tensors: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in ("harness.py", "maros_meszaros.py"))
+SHARED = ("harness.py", "maros_meszaros.py")
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in SHARED)
 NEEDS = {
     **dict.fromkeys(
         ("lockstep.py", "batch_modes.py", "implied_volatility.py", "sparse_poisson.py"), "invlayer-scipy"

@@ -342,6 +342,29 @@ def _least_squares(device: str) -> list[Tensor]:
     return derivatives(inv.least_squares(residuals, y0, b, solver="torch.levenberg_marquardt"), b)
 
 
+def _manifold(device: str) -> list[Tensor]:
+    """A rotation beside a number, with a robust loss; first order alone, as each op costs time."""
+    SO3, Euclidean = inv.manifolds.SO3(), inv.manifolds.Euclidean()
+    points = rand(device, 3, 3).detach()
+    b = (points * 1.001).unsqueeze(0).requires_grad_()
+
+    def residuals(y: dict[str, Tensor], b: Tensor) -> Tensor:
+        return SO3.act(y["turn"].unsqueeze(-2), points) * y["scale"][..., None, None] - b
+
+    y = inv.least_squares(
+        residuals,
+        {"turn": SO3.identity(points).expand(1, 4), "scale": torch.ones_like(points[:1, 0])},
+        b,
+        solver="torch.levenberg_marquardt",
+        options={"maxiter": 4},
+        manifold={"turn": SO3, "scale": Euclidean},
+        event_dims={"turn": 1, "scale": 0},
+        loss=inv.losses.SoftL1(1.0, event_dims=1),
+    )
+    packed = torch.cat([y["turn"], y["scale"].unsqueeze(-1)], -1)
+    return [packed, *torch.autograd.grad(packed.sin().sum(), b)]
+
+
 def _nlp(device: str) -> list[Tensor]:
     """Projection onto a simplex: an equation, and bounds of which some are active."""
     b = rand(device, 3, 3)
@@ -366,7 +389,39 @@ def _nlp(device: str) -> list[Tensor]:
     return derivatives(torch.cat([y, *multipliers], -1), b, lower)
 
 
+def _program(device: str, batch: int = 3) -> dict[str, Tensor]:
+    """Bounds on both sides are active, and a row that all samples share."""
+    root = rand(device, 3, 3)
+    return {
+        "P": (root @ root.mT + torch.eye(3, dtype=torch.float64, device=device)).detach().requires_grad_(),
+        "q": (rand(device, batch, 3) * 4 - 6).detach().requires_grad_(),
+        "G": rand(device, 1, 3),
+        "h": rand(device, batch, 1),
+        "lb": -rand(device, 3).detach(),
+        "ub": rand(device, 3).detach().requires_grad_(),
+    }
+
+
+def _qp(device: str) -> list[Tensor]:
+    given = _program(device)
+    x, multipliers = inv.qp(**given, solver="torch.qp", return_multipliers=True)
+    moving = [tensor for tensor in given.values() if tensor.requires_grad]
+    return derivatives(torch.cat([x, *multipliers], -1), *moving)
+
+
+def _qp_failed(device: str) -> list[Tensor]:
+    given = _program(device)
+    nan = torch.zeros(3, 1, dtype=torch.float64, device=device)
+    nan[1] = torch.nan
+    q = (given.pop("q").detach() + nan).requires_grad_()
+    x, info = inv.qp(q=q, **given, solver="torch.qp", on_failure="nan", return_info=True)
+    grads = torch.autograd.grad(x[[0, 2]].sum(), (q, given["P"]))
+    return [x.nan_to_num(9.0), info.ok, info.constraints.active, *grads]
+
+
 SCENARIOS: dict[str, Scenario] = {
+    "qp": _qp,
+    "qp_failed": _qp_failed,
     "newton": _root(),
     "analytic_jacobian": _root(jacobian=jacobian),
     "polish": _root(polish=2),
@@ -386,6 +441,7 @@ SCENARIOS: dict[str, Scenario] = {
     "implicit_function": _implicit_function,
     "minimize": _minimize,
     "least_squares": _least_squares,
+    "manifold": _manifold,
     "nlp": _nlp,
     "captured_module": _captured,
     "failed_nan": _failing("nan"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,59 @@ def test_gradcheck_of_subsets(names: str) -> None:
         inputs["q"] = inputs["q"].detach()
     kept = tuple(given)
     assert gradcheck(lambda *args: layer(*args, names=kept, solver=TryAll()), tuple(inputs.values()))
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_gradcheck_of_the_short_way(noise: float) -> None:
+    """One plain program by a per-sample solver, exact or to be polished: both orders, mapped too."""
+    args = tuple(leaves(program()).values())
+    short = functools.partial(layer, solver=TryAll(noise))
+    assert "SingleProgram" in _graph(short(*args))
+    assert gradcheck(short, args, check_batched_grad=True, check_forward_ad=True)
+    assert gradgradcheck(short, args, check_batched_grad=True)
+
+
+def _graph(tensor: Tensor) -> str:
+    seen, stack = [], [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and len(seen) < 50:
+            seen.append(type(node).__name__)
+            stack += [following for following, _ in node.next_functions]
+    return " ".join(seen)
+
+
+@pytest.mark.parametrize("n", [3, 60])
+def test_short_and_general_way_agree(n: int) -> None:
+    """Small programs are solved with as they stand, larger ones by the Schur complement."""
+    torch.manual_seed(1)
+    root, G = torch.randn(n, n).double(), torch.randn(n, n).double()
+    given = leaves(
+        {
+            "P": root @ root.mT / n + 0.1 * torch.eye(n).double(),
+            "q": 3 * torch.randn(n).double(),
+            "G": G,
+            "h": torch.rand(n).double(),
+            "lb": -torch.ones(n).double(),
+        }
+    )
+
+    class Handing(inv.Solver):
+        def solve(self, problem, y0, options):
+            return inv.SolverResult(y=known)
+
+    with torch.no_grad():
+        x, multipliers = inv.qp(**given, solver="torch.qp", return_multipliers=True, polish=0)
+        known = torch.cat([x, *multipliers]).numpy()
+    weights = torch.randn(n).double()
+    both = []
+    for keywords in ({}, {"atol": 1e-6}):  # which asks for the general way
+        x, (_, lam, low, _) = inv.qp(**given, solver=Handing(), return_multipliers=True, **keywords)
+        assert ("SingleProgram" in _graph(x)) is not bool(keywords)
+        value = x @ weights + lam.square().sum() + low.sum()
+        both.append((x, *torch.autograd.grad(value, list(given.values()))))
+    for ours, theirs in zip(*both, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-10 * (1 + theirs.abs().max())
 
 
 def test_first_and_second_derivatives_are_those_of_the_kkt_system() -> None:

@@ -58,6 +58,19 @@ def test_same_as_dense(layout: str, names: str, seed: int) -> None:
         assert (found - wanted).abs().max() <= 1e-11 * (1 + wanted.abs().max()), name
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batched_matrices_with_patterns_of_their_own(layout: str) -> None:
+    given = thinned(0)
+    mask = torch.stack([torch.tensor([[1.0, 0, 1], [0, 1, 1]]), torch.tensor([[0.0, 1, 1], [1, 1, 0]])])
+    given["G"], given["q"] = torch.randn(2, 2, 3).double() * mask, given["q"][:2]
+    dense, thin = leaves(given), sparse(given, layout, "G")
+    for inputs in (dense, thin):
+        inv.qp(**inputs, solver="torch.qp").square().sum().backward()
+    assert thin["G"].grad.layout == thin["G"].layout
+    assert (thin["G"].grad.to_dense() - dense["G"].grad * mask).abs().max() <= 1e-12
+    assert (thin["q"].grad - dense["q"].grad).abs().max() <= 1e-12
+
+
 def _dense_only() -> inv.Solver:
     """``TryAll``, given matrices as it wants them."""
 

@@ -177,7 +177,8 @@ def test_no_grad_and_inference_mode() -> None:
         ({"A": None}, "b was given without A; accepted are both"),
         ({"lb": torch.ones(2)}, r"lb has shape \(2,\) and q has 3 entries"),
         ({"q": torch.ones(2, 3), "h": torch.ones(5, 2)}, "batch dims of .* do not fit together"),
-        ({"P": torch.ones(2, 3, 3).to_sparse()}, r"P is sparse and has shape \(2, 3, 3\)"),
+        ({"P": torch.ones(2, 2, 3, 3).to_sparse()}, r"P is sparse and has shape \(2, 2, 3, 3\)"),
+        ({"P": torch.ones(3, 3).to_sparse(1)}, r"P is sparse .* with 1 dense dims; accepted are \(m, n\)"),
         ({"event_dims": 2}, "event_dims=2.*leave event_dims out"),
         ({"batch": "lockstep"}, "batch='lockstep'.*torch.qp|torch.qp takes whole batches"),
         ({"solver": "torch.newton"}, "that solver is for root, fixed_point; accepted here: .*torch.qp"),
@@ -200,9 +201,52 @@ def test_per_sample_solver_refuses_ways_that_call_f() -> None:
 
 
 def test_ways_that_programs_do_not_go() -> None:
-    for change in ({"batch": "processes"}, {"timeout": 1.0}, {"executor": ThreadPoolExecutor(1)}):
+    for change in ({"batch": "stacked"}, {"timeout": 1.0}):
         with pytest.raises(inv.ConditionsError, match=r"goes to its solver as a whole"):
             inv.qp(**program(), solver=TryAll(), **change)
+
+
+class Echoing(inv.Solver):
+    """Gives back where it was to start; its answer is no solution."""
+
+    def solve(self, problem, y0, options):
+        if problem.index == 2:
+            raise RuntimeError("sample 2")
+        return inv.SolverResult(y=problem.answer(y0))
+
+
+@pytest.mark.parametrize("way", ["serial", "threads", "processes", "pool of threads"])
+def test_every_way_hands_over_the_same(way: str) -> None:
+    """Guesses, programs that are not to be solved, and exceptions, whichever way a batch goes."""
+    given = program("P q lb", batched="q", batch=6)
+    given["q"][4, 0] = torch.nan
+    x0 = torch.rand(6, 3).double() + 5
+    with ThreadPoolExecutor(2) as pool:
+        keywords = {"executor": pool} if way.startswith("pool") else {"batch": way}
+        x, info = inv.qp(
+            **given,
+            x0=x0,
+            solver=Echoing(),
+            polish=0,
+            atol=1e9,
+            on_failure="nan",
+            return_info=True,
+            **keywords,
+        )  # fmt: skip
+    assert info.batch == ("executor" if way.startswith("pool") else way)
+    assert info.ok.tolist() == [True, True, False, True, False, True]
+    assert "sample 2" in info.message[2]
+    assert info.message[4] == "q holds NaN or infinity; the solver was not called"
+    assert torch.equal(x[info.ok], x0[info.ok])
+
+
+@pytest.mark.slow
+def test_a_solver_that_cannot_be_sent() -> None:
+    class Local(TryAll):
+        pass
+
+    with pytest.raises(inv.ConditionsError, match=r"cannot be sent|cannot load the solver"):
+        inv.qp(**program(batched="q"), solver=Local(), batch="processes")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,22 @@ def test_a_bad_sample_leaves_the_others_untouched(solver: str) -> None:
 
 
 @SOLVERS
+@pytest.mark.parametrize("batch", ["serial", "threads", "lockstep"])
+def test_every_way_to_run_a_batch_gives_the_same(solver: str, batch: str) -> None:
+    """In lockstep F waits for the other samples; nothing may be locked meanwhile."""
+    p = torch.rand(6, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    y = inv.nlp(
+        lambda y, p: ((y - p) ** 2).sum(-1), torch.zeros(6, 2, dtype=F64), p, solver=solver, batch=batch,
+        ineq=lambda y, p: 0.5 - y.sum(-1, keepdim=True), eq=lambda y, p: y[..., :1] * p[..., 1:] - 0.1,
+        bounds=(-1.0, 1.0),
+    )  # fmt: skip
+    torch.testing.assert_close(y[:, 0], 0.1 / p[:, 1], rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        y[:, 1], torch.minimum(p[:, 1], 0.5 - y[:, 0]).clamp(-1, 1), rtol=1e-9, atol=1e-9
+    )
+
+
+@SOLVERS
 def test_unknown_options_and_exceptions(solver: str) -> None:
     start = torch.ones(2, dtype=F64)
     with pytest.raises((TypeError, inv.ConvergenceError), match=rf"{solver}: unknown options .'maxiter'"):

@@ -20,7 +20,21 @@ ADAPTERS = {
     "scipy.toms748": "scalar",
     "scipy.find_root": "elementwise",
     "scipy.fixed_point": "fixed_point",
+    "scipy.minimize": "minimize",
+    "scipy.minimize_scalar": "minimize",
+    "scipy.least_squares": "least_squares",
+    "scipy.linprog": "programs",
+    "scipy.milp": "programs",
 }
+KINDS = {
+    "scipy.fixed_point": ("fixed_point",),
+    "scipy.minimize": ("minimize", "nlp"),
+    "scipy.minimize_scalar": ("minimize",),
+    "scipy.least_squares": ("least_squares",),
+    "scipy.linprog": ("qp",),
+    "scipy.milp": ("qp",),
+}
+REQUIRES = {"scipy.find_root": "scipy>=1.15", "scipy.minimize": "scipy>=1.16"}
 
 
 def test_registration_module_describes_its_solvers() -> None:
@@ -29,17 +43,18 @@ def test_registration_module_describes_its_solvers() -> None:
 
 @pytest.mark.parametrize("spec", register_solver(), ids=lambda spec: spec.name)
 def test_specs(spec: SolverSpec) -> None:
-    assert spec.kinds == (("fixed_point",) if spec.name == "scipy.fixed_point" else ("root", "fixed_point"))
-    assert spec.requires == (("scipy>=1.15",) if spec.name == "scipy.find_root" else ("scipy>=1.11",))
+    assert spec.kinds == KINDS.get(spec.name, ("root", "fixed_point"))
+    assert spec.requires == (REQUIRES.get(spec.name, "scipy>=1.11"),)
     assert spec.install == "pip install invlayer-scipy"
     assert spec.batched == (spec.name == "scipy.find_root")
-    assert spec.scalar == (ADAPTERS[spec.name] in ("scalar", "elementwise"))
-    assert spec.bracket == (spec.scalar and spec.name not in ("scipy.newton", "scipy.find_root"))
+    scalar = ADAPTERS[spec.name] in ("scalar", "elementwise")
+    assert spec.scalar == (scalar or spec.name == "scipy.minimize_scalar")
+    assert spec.bracket == (scalar and spec.name not in ("scipy.newton", "scipy.find_root"))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_installed_plugin_is_discovered(name: str) -> None:
-    (row,) = [row for row in solvers("fixed_point") if row.name == name]
+    (row,) = [row for row in solvers() if row.name == name]
     assert (row.plugin, row.status) == ("invlayer-scipy", "ok")
     assert get_spec(name) in register_solver()
     assert type(get_solver(name)).__module__ == f"invlayer_scipy.{ADAPTERS[name]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -17,6 +18,7 @@ from invlayer_core.execution.forward import Forward
 from invlayer_core.execution.limits import NO_LIMITS, Limits, progress_bar
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.plan import BatchMode
+from invlayer_core.execution.program_pool import own_processes, run_on_pool
 from invlayer_core.execution.samples import SampleRecord, SampleReport, report_of
 from invlayer_core.execution.threads import run_in_threads
 from invlayer_core.matrices import SparseForm
@@ -89,11 +91,15 @@ class QuadraticForward(Forward):
         problem = BatchQuadraticProblem(
             self.batch.numel(), **{name: self._rows(program, name) for name in ARGUMENTS}
         )
-        unknowns = guess.new_zeros(guess.shape[0], sum(self.layout.sections))
-        unknowns[:, : self.layout.size] = guess
-        outcome = run_batched(self.solver, problem, unknowns, self.options)
+        outcome = run_batched(self.solver, problem, self._unknowns(guess), self.options)
         bad = _unusable_samples(program, self.batch)
         return _without(outcome, bad, Status.NOT_CONVERGED, "an argument holds NaN or infinity")
+
+    def _unknowns(self, guess: Tensor) -> Tensor:
+        """z to start from: the guess of x, and no multipliers; ``(B, N)``."""
+        unknowns = guess.new_zeros(guess.shape[0], sum(self.layout.sections))
+        unknowns[:, : self.layout.size] = guess
+        return unknowns
 
     def _rows(self, program: QuadraticProgram, name: str) -> Any:
         """One argument as ``(1 or B, ...)``, dense."""
@@ -109,18 +115,40 @@ class QuadraticForward(Forward):
 
     def _run_samples(self, program: QuadraticProgram, guess: Tensor) -> Outcome:
         work = QuadraticWorkload(
-            self.name, self.solver, self.options, sum(self.layout.sections),
-            _border(self.layout, program, self.batch), guess, self.limits, range(guess.shape[0]),
-        )  # fmt: skip
-        like = guess.new_empty(guess.shape[0], work.unknowns)
-        threads = self.asked == "threads"
+            self.name,
+            self.solver,
+            self.options,
+            self.layout.size,
+            _border(self.layout, program, self.batch),
+            self._unknowns(guess),
+            self.limits,
+            range(guess.shape[0]),
+        )
         with progress_bar(len(work.todo), show=self.limits.progress) as done:
-            if threads:
-                return run_in_threads(replace(work, y0=like), done)  # type: ignore[arg-type]
-            record = SampleRecord(like, done)
+            if self.asked == "threads":
+                return run_in_threads(work, done)  # type: ignore[arg-type]
+            record = SampleRecord(work.y0, done)
+            if self.limits.executor is not None:
+                return self._on_pool(self.limits.executor, work, record, "executor")
+            if self.asked == "processes":
+                with own_processes() as pool:
+                    return self._on_pool(pool, work, record, "processes")
             for index in work.todo:
                 record.add(index, work.report(index))
         return replace(record.outcome("serial"), why="quadratic programs are solved one by one")
+
+    def _on_pool(
+        self, executor: Executor, work: QuadraticWorkload, record: SampleRecord, how: str
+    ) -> Outcome:
+        usable = []
+        for index in work.todo:
+            if wrong := _unusable(work.problem(index)):
+                record.add(index, _not_called(wrong))
+            else:
+                usable.append(index)
+        job = lambda index: (work.problem(index), work.guess(index))  # noqa: E731
+        run_on_pool(executor, self.solver, usable, job, self.options, record)
+        return record.outcome(how)
 
     def mapped(self, size: int, dims: Sequence[int | None]) -> QuadraticForward:
         return replace(self, batch=Size((size, *self.batch)))
@@ -214,7 +242,7 @@ class QuadraticWorkload:
     name: str
     solver: Solver
     options: Mapping[str, Any]
-    unknowns: int
+    size: int
     arguments: Mapping[str, Rows]
     y0: Tensor
     limits: Limits = NO_LIMITS
@@ -229,13 +257,21 @@ class QuadraticWorkload:
         problem = self.problem(index)
         wrong = _unusable(problem)
         if wrong:
-            return SampleReport(Status.NOT_CONVERGED, f"{wrong}; the solver was not called")
+            return _not_called(wrong)
         check()
-        return report_of(lambda: self._solve(problem, index), self.unknowns)
+        return report_of(lambda: self._solve(problem, index), int(self.y0.shape[-1]))
 
     def _solve(self, problem: QuadraticProblem, index: int) -> SolverResult:
-        guess = self.y0[index, : problem.size].to("cpu", torch.float64, copy=True).numpy()
-        return self.solver.solve(problem, guess, dict(self.options))
+        return self.solver.solve(problem, self.guess(index), dict(self.options))
+
+    def guess(self, index: int) -> np.ndarray:
+        """The initial x of one program; zeros if there is none."""
+        guess: np.ndarray = self.y0[index, : self.size].to("cpu", torch.float64, copy=True).numpy()
+        return guess
+
+
+def _not_called(wrong: str) -> SampleReport:
+    return SampleReport(Status.NOT_CONVERGED, f"{wrong}; the solver was not called")
 
 
 def _unusable(problem: QuadraticProblem) -> str:

@@ -223,17 +223,17 @@ def _active_set(settings: Settings) -> Adjoint:
 
 def _check_way(settings: Settings) -> None:
     """Refuse the ways of a batch that programs, handed over as a whole, do not go."""
-    if settings.batch not in ("auto", "serial", "threads"):
+    if settings.batch in ("lockstep", "stacked"):
         raise ConditionsError(
             f"qp(batch={settings.batch!r}): a quadratic program goes to its solver as a whole, and not by "
-            "calls of F. Accepted are 'auto', 'serial' and 'threads'; or 'torch.qp', which takes the batch."
+            "calls of F. Accepted are 'auto', 'serial', 'threads' and 'processes'; or solver='torch.qp', "
+            "which takes the batch."
         )
-    for name, value in (("timeout", settings.timeout), ("executor", settings.executor)):
-        if value is not None:
-            raise ConditionsError(
-                f"qp({name}={value!r}): a quadratic program goes to its solver as a whole, in this process. "
-                f"Leave {name} out; most solvers have a time limit among their options."
-            )
+    if settings.timeout is not None:
+        raise ConditionsError(
+            f"qp(timeout={settings.timeout!r}): a quadratic program goes to its solver as a whole, and "
+            "cannot be stopped in between. Leave timeout out; solvers have a time limit among their options."
+        )
 
 
 @final

@@ -7,6 +7,7 @@ from typing import Protocol, final
 
 from torch import Tensor
 
+from invlayer_core import _functorch
 from invlayer_core.conditions.quadratic import MATRICES, QuadraticProgram
 from invlayer_core.linear.saddle_point import DenseSaddlePoint, SaddleSolution
 from invlayer_core.linear.sparse_saddle_point import SparseSaddlePoint
@@ -60,15 +61,7 @@ class SaddleBank:
 
 
 def _is_same(old: Tensor | None, new: Tensor | None) -> bool:
-    """Whether two tensors are one piece of memory, looked at in the same way."""
-    if old is None or new is None:
-        return old is new
-    return (
-        old.data_ptr() == new.data_ptr()
-        and old.shape == new.shape
-        and old.stride() == new.stride()
-        and old._version == new._version
-    )
+    return old is new if old is None or new is None else _functorch.is_same_memory(old, new)
 
 
 def make_saddle_point(

@@ -130,6 +130,8 @@ class DenseSaddlePoint:
         self.scales = torch.where(norms > 0, norms, torch.ones_like(norms))
         self.matrix = matrix / self.scales.unsqueeze(-1)
         self.valid = self.active[:, : self.rows]
+        if self.exempt is not None:
+            self.valid = self.valid & ~self.exempt.unsqueeze(-1)
         if self.valid.device.type == "cpu":  # elsewhere the number would have to be asked for
             most = int(self.valid.sum(1).max()) if self.count else 0
             if most < self.rows:

@@ -26,8 +26,6 @@ class Adjoint(ABC):
         Whether it differentiates through iterations of the solver, which autograd then has to record.
     records_solve : bool
         Whether it is the solve itself that is to be recorded.
-    needs_resolve : bool
-        Whether it solves other systems by the solver of the forward.
     """
 
     needs_iterations: ClassVar[bool] = False
@@ -35,7 +33,7 @@ class Adjoint(ABC):
 
     @property
     def needs_resolve(self) -> bool:
-        """False, unless an adjoint says otherwise."""
+        """Whether it solves other systems by the solver of the forward; False unless an adjoint says so."""
         return False
 
     @abstractmethod

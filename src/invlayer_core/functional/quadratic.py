@@ -78,9 +78,12 @@ def qp(
         ``adjoint=Implicit(singular=...)`` a sample whose derivative is not unique is answered otherwise than
         by the default, ``"consistent"``.
 
-    Returns ------- Tensor of shape ``(*batch, n)``, or ``(x, Multipliers)``; with ``return_info=True`` a pair
-    of that and ``SolveInfo``, whose ``constraints`` tells which constraints are active and which only weakly
-    so, and whose ``aux`` says of every sample whether its active set is ``"ambiguous"``.
+    Returns
+    -------
+    x, or ``(x, Multipliers)``
+        Tensors ``(*batch, n)``. With ``return_info=True`` a pair of that and ``SolveInfo``, whose
+        ``constraints`` tells which constraints are active and which only weakly so, and whose ``aux`` says of
+        every sample whether its active set is ``"ambiguous"``.
 
     Raises
     ------

@@ -22,14 +22,14 @@ class Problem(ABC):
 
     A problem of optimisation has more to it than its conditions. What its kind has besides F is here:
 
-    ================  ==================================================================================
-    kind              beside ``residual`` and ``jacobian``
-    ================  ==================================================================================
-    root, fixed_point nothing
-    minimize          ``objective``; F is its gradient, and J its Hessian: ``gradient``, ``hessian``
-    least_squares     ``residuals`` and ``residuals_jacobian``; ``objective`` = ½‖r‖², with gradient, Hessian
-    nlp               as minimize, and ``equalities``, ``inequalities`` (≥ 0), their Jacobians, ``bounds``
-    ================  ==================================================================================
+    =================  =================================================================================
+    kind               beside ``residual`` and ``jacobian``
+    =================  =================================================================================
+    root, fixed_point  nothing
+    minimize           ``objective``; F is its gradient, and J its Hessian: ``gradient``, ``hessian``
+    least_squares      ``residuals``, ``residuals_jacobian``; ``objective`` = ½‖r‖², its gradient, Hessian
+    nlp                as minimize; ``equalities``, ``inequalities`` (≥ 0), their Jacobians, the bounds
+    =================  =================================================================================
 
     Attributes
     ----------

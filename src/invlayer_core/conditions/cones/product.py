@@ -46,7 +46,7 @@ class Cones:
     exp : int
         How many exponential cones, the closure of {(x, y, z) : y exp(x / y) ≤ z, y > 0}.
     power : tuple of float
-        The exponents a of the power cones {(x, y, z) : xᵃ y¹⁻ᵃ ≥ |z|, x, y ≥ 0}.
+        The exponents a of the power cones {(x, y, z) : xᵃ y¹⁻ᵃ ≥ abs(z), x, y ≥ 0}.
 
     Attributes
     ----------

@@ -1,8 +1,10 @@
 # Every target does its own set-up in .venv: Python >= 3.11, pip and make are all it takes.
 
 PYTHON ?= python3
-# Further arguments for pytest, such as PYTEST_ARGS="-k newton -x".
+# Further arguments for pytest, such as PYTEST_ARGS="-k newton -x", and how many processes share the tests: 0 for
+# none but pytest's own, as a debugger needs it.
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
 # The tox environments of `make matrix`, comma-separated.
 MATRIX ?= core,scipy,casadi,cvxpy,qpsolvers,all
 
@@ -30,7 +32,7 @@ demo: $(call group,demo)  ## Train through SciPy's power flow of the IEEE 14-bus
 	$(BIN)/python examples/cart_pole_mpc/demo.py
 
 test: $(call group,test demo qp-solvers)  ## Run the default test suite: core, plugins, code blocks of the docs
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadscope $(PYTEST_ARGS)
 
 lint: $(call group,lint)  ## Check style and format
 	$(BIN)/ruff check

@@ -412,3 +412,38 @@ def test_args_that_f_does_not_read_leave_the_diagnosis_as_it_is() -> None:
     y = inv.root(lambda y, a, b: y * y - a, torch.ones(1), (a, b), solver=lambda y0, a, b: a.sqrt())
     with pytest.raises(inv.SingularJacobianError, match="sample 0"):
         torch.autograd.grad(y.sum(), (a, b))
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_consistent_is_free_of_the_units_of_equations_and_unknowns(scale: float) -> None:
+    """A KKT matrix with a redundant row, whose objective is in other units than its constraints."""
+
+    def conditions(z: Tensor, p: Tensor) -> Tensor:
+        y, multipliers = z[..., :2], z[..., 2:]
+        total = y.sum(-1, keepdim=True) - 1
+        slope = scale * torch.tensor([1.0, 3.0]) * (y - p) - multipliers.sum(-1, keepdim=True)
+        return torch.cat([slope, total, total], -1)
+
+    def exact(p: Tensor) -> Tensor:
+        excess = p.sum(-1, keepdim=True) - 1
+        return p - excess * torch.tensor([0.75, 0.25])
+
+    def solver(_z0: Tensor, p: Tensor) -> Tensor:
+        y = exact(p)
+        multiplier = scale * (y - p)[..., :1] / 2
+        return torch.cat([y, multiplier, multiplier], -1)
+
+    p = torch.tensor([0.3, 0.9], requires_grad=True)
+    adjoint = Implicit(singular="consistent")
+    solve = lambda p: inv.root(conditions, torch.zeros(4), p, solver=solver, adjoint=adjoint)[:2]  # noqa: E731
+    expected = jacrev(exact)(p.detach())
+    found = torch.stack([torch.autograd.grad(entry, p, retain_graph=True)[0] for entry in solve(p)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(jacrev(solve)(p.detach()), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", ["raise", "consistent"])
+def test_mapped_cotangents_name_the_sample(policy: str) -> None:
+    p, a = inputs()
+    with pytest.raises(inv.SingularJacobianError, match=r"sample 1 \(.*of 4 samples"):
+        jacrev(lambda a: solve(p.detach(), a, singular=policy))(a.detach())

@@ -342,6 +342,29 @@ def _least_squares(device: str) -> list[Tensor]:
     return derivatives(inv.least_squares(residuals, y0, b, solver="torch.levenberg_marquardt"), b)
 
 
+def _manifold(device: str) -> list[Tensor]:
+    """A rotation beside a number, with a robust loss; first order alone, as each op costs time."""
+    SO3, Euclidean = inv.manifolds.SO3(), inv.manifolds.Euclidean()
+    points = rand(device, 3, 3).detach()
+    b = (points * 1.001).unsqueeze(0).requires_grad_()
+
+    def residuals(y: dict[str, Tensor], b: Tensor) -> Tensor:
+        return SO3.act(y["turn"].unsqueeze(-2), points) * y["scale"][..., None, None] - b
+
+    y = inv.least_squares(
+        residuals,
+        {"turn": SO3.identity(points).expand(1, 4), "scale": torch.ones_like(points[:1, 0])},
+        b,
+        solver="torch.levenberg_marquardt",
+        options={"maxiter": 4},
+        manifold={"turn": SO3, "scale": Euclidean},
+        event_dims={"turn": 1, "scale": 0},
+        loss=inv.losses.SoftL1(1.0, event_dims=1),
+    )
+    packed = torch.cat([y["turn"], y["scale"].unsqueeze(-1)], -1)
+    return [packed, *torch.autograd.grad(packed.sin().sum(), b)]
+
+
 def _nlp(device: str) -> list[Tensor]:
     """Projection onto a simplex: an equation, and bounds of which some are active."""
     b = rand(device, 3, 3)
@@ -418,6 +441,7 @@ SCENARIOS: dict[str, Scenario] = {
     "implicit_function": _implicit_function,
     "minimize": _minimize,
     "least_squares": _least_squares,
+    "manifold": _manifold,
     "nlp": _nlp,
     "captured_module": _captured,
     "failed_nan": _failing("nan"),

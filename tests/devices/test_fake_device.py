@@ -121,27 +121,29 @@ def traffic(outcome: dict[str, Any]) -> Counter[tuple[str, str, tuple[int, ...]]
 
 
 def test_only_y_residual_and_jacobian_cross_the_border_serially(report: dict[str, Any]) -> None:
-    """Each of 3 samples: its guess out, and for each evaluation y in and F or J out; at the end y, status and
-    iterations of the batch in. The args, of shapes (5,) and (3, 7), stay.
+    """At first, of the batch at once: the guesses out, and F there with the points it was taken at. Then for
+    each of 3 samples and each evaluation y in, and F or J out; at the end y, status and iterations of the
+    batch in. The args, of shapes (5,) and (3, 7), stay.
     """
+    residuals = Picard.residuals - 1  # beyond that at the start
     assert traffic(report["numpy_serial"]) == {
-        (DEVICE, "cpu", (2,)): 3 * (1 + Picard.residuals),
+        (DEVICE, "cpu", (3, 2)): 3,
+        (DEVICE, "cpu", (2,)): 3 * residuals,
         (DEVICE, "cpu", (2, 2)): 3 * Picard.jacobians,
-        ("cpu", DEVICE, (2,)): 3 * (Picard.residuals + Picard.jacobians),
+        ("cpu", DEVICE, (2,)): 3 * (residuals + Picard.jacobians),
         ("cpu", DEVICE, (3, 2)): 1,
         ("cpu", DEVICE, (3,)): 2,
     }
 
 
 def test_lockstep_crosses_the_border_once_a_round(report: dict[str, Any]) -> None:
-    """Each round: y of all samples and their numbers in, F or J of all samples out. The guesses go out one by
-    one, before the first round.
+    """Each round: y of all samples in, F or J of all samples out. Before the first, the guesses out, what
+    rests where nothing is asked, and F at the start with its points.
     """
-    rounds = Picard.residuals + Picard.jacobians
+    residuals = Picard.residuals - 1  # beyond that at the start
     assert traffic(report["numpy_lockstep"]) == {
-        (DEVICE, "cpu", (2,)): 3,
-        (DEVICE, "cpu", (3, 2)): Picard.residuals,
+        (DEVICE, "cpu", (3, 2)): residuals + 4,
         (DEVICE, "cpu", (3, 2, 2)): Picard.jacobians,
-        ("cpu", DEVICE, (3, 2)): rounds + 1,
-        ("cpu", DEVICE, (3,)): rounds + 2,
+        ("cpu", DEVICE, (3, 2)): residuals + Picard.jacobians + 1,
+        ("cpu", DEVICE, (3,)): 2,
     }

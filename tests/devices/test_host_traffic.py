@@ -152,12 +152,14 @@ def test_matrix_free(method: inv.linear.LinearSolver) -> None:
     assert reads == expected(CERTIFY, {"linear": 2}) | {"double backward": {"linear": 4}}
 
 
-def test_newton_looks_three_times_an_iteration_on_the_cpu() -> None:
-    """Was every Jacobian regular, has any sample finished, is any still active? (Once more at the end.)"""
+def test_newton_looks_at_most_three_times_an_iteration_on_the_cpu() -> None:
+    """Was every Jacobian regular, has any sample finished, and if so is any still active?"""
     x = rand("cpu", 3, 2)
     info = inv.root(cubic, x.detach(), x, return_info=True)[1]
-    reads = _reads(lambda: inv.root(cubic, x.detach(), x))
-    assert reads == CERTIFY | {"solvers": 3 * int(info.iterations.max()) + 1}
+    reads, iterations = _reads(lambda: inv.root(cubic, x.detach(), x)), int(info.iterations.max())
+    solver = reads.pop("solvers")
+    assert reads == CERTIFY
+    assert 2 * iterations < solver <= 3 * iterations + 1
 
 
 # --- what the stream of ops does not show -------------------------------------------------------------

@@ -148,6 +148,18 @@ def test_each_sample_goes_as_if_alone(solver: str) -> None:
         assert int(info.iterations[i]) == int(of_one.iterations[0])
 
 
+@BY_MODEL
+def test_who_else_is_near_does_not_matter(solver: str) -> None:
+    """On the CPU nobody is tested while all steps are long: next to a finished sample, too."""
+    f = lambda y, c: y - c  # noqa: E731
+    c = torch.tensor([[1e-12], [1.0]])
+    start = torch.tensor([[1e3], [1.0]])
+    together = fit(f, start, c, solver=solver)[1]
+    for i in range(2):
+        alone = fit(f, start[i : i + 1], c[i : i + 1], solver=solver)[1]
+        assert int(alone.iterations[0]) == int(together.iterations[i])
+
+
 @SOLVERS
 def test_how_often_it_is_asked_does_not_matter(solver: str) -> None:
     data = measured()

@@ -296,6 +296,20 @@ def test_complex_variables() -> None:
         CvxpyLayer(cp.Problem(cp.Minimize(cp.sum_squares(z))), [], [z])
 
 
+@pytest.mark.parametrize("solver", ["PIQP", "DAQP", "ecos"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_any_solver_that_cvxpy_has_installed(solver: str) -> None:
+    centre = torch.randn(2, 2, 3)
+    (found,) = box_projection(solver=solver)(centre, torch.tensor(0.5))
+    torch.testing.assert_close(found, centre.clamp(-0.5, 0.5), rtol=0, atol=1e-12)
+
+
+def test_an_instance_of_a_solver() -> None:
+    centre, solver = torch.randn(2, 2, 3), inv.get_solver("cvxpy.scs")
+    (found,) = box_projection(solver=solver)(centre, torch.tensor(0.5))
+    torch.testing.assert_close(found, centre.clamp(-0.5, 0.5), rtol=0, atol=1e-12)
+
+
 def test_an_unknown_solver() -> None:
     with pytest.raises(inv.SolverNotFoundError, match=r"cvxpy\.simplex"):
         box_projection(solver="SIMPLEX")(torch.randn(2, 3), torch.tensor(0.5))

@@ -35,7 +35,9 @@ class Linearized:
             return workload.checked(value, y), blocks
         system.check_residual(value)
         value, blocks = value.reshape(y.shape[0], -1), blocks.reshape(y.shape[0], -1, y.shape[1])
-        return (value if value.dtype == y.dtype else value.to(y.dtype)), blocks
+        if value.dtype != y.dtype or blocks.dtype != y.dtype:
+            return value.to(y.dtype), blocks.to(y.dtype)
+        return value, blocks
 
     def _system(self, name: str) -> System:
         if name not in self.systems:

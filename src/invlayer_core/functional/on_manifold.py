@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core._autocast import autocast_is_on, without_autocast
 from invlayer_core.call import (
     CommonKeywords,
     SolverLike,
@@ -28,6 +29,7 @@ from invlayer_core.certificate import SolveInfo
 from invlayer_core.conditions.stationarity import StationarityConditions
 from invlayer_core.conditions.structured import StructuredSolver
 from invlayer_core.conditions.system import System
+from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.forward import Forward, run_forward
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.settled import SettledForward, continued
@@ -55,6 +57,9 @@ def solve_on_manifold(
     keywords: CommonKeywords,
 ) -> Any:
     """Both kinds of minimisation; ``objective_in`` makes the objective ``(z, base, *args)`` of the charts."""
+    if autocast_is_on():
+        with without_autocast():
+            return solve_on_manifold(kind, objective_in, y0, args, manifold, solver, options, keywords)
     args = args if isinstance(args, tuple) else (args,)
     y0 = open_guess(y0, args)
     settings = read_settings(keywords)
@@ -125,9 +130,12 @@ class _Problem:
     ) -> tuple[Tensor, SolveInfo | None]:
         """y, packed, and what is known about it."""
         if not isinstance(solver, (str, Solver)):
+            self._check_one_start(starts, solver)
             base, chart = self._by_function(starts.first, solver, options)
         elif self.settings.adjoint.records_solve:  # the whole solve is differentiated: in the one chart
             base, chart = starts.first, self._chart(starts.first, solver, options)
+            forward, tensors = self._with_starts(chart, starts)
+            chart = replace(chart, forward=forward, tensors=tensors)
         else:
             base, chart = self._in_charts(starts, solver, options)
         solution = solve_implicitly(
@@ -139,6 +147,14 @@ class _Problem:
             objective = self.conditions.parts["objective"]
             info = with_objective(info, objective, solution.y, (base, *self.args))
         return self.atlas.point(base, solution.y), info
+
+    def _check_one_start(self, starts: Starts, solver: Callable[..., Any]) -> None:
+        if starts.others.shape[0]:
+            raise ConditionsError(
+                f"{self.kind}(n_starts={self.settings.n_starts}, manifold=...) came with solver "
+                f"{name_of(solver)!r}, a function of your own. Accepted are registered solvers, which are "
+                "given the starts one after the other; or let that function try several starts."
+            )
 
     def _system(self, base: Tensor) -> tuple[System, tuple[Tensor, ...] | None]:
         arguments, _ = open_arguments((base, *self.args))
@@ -159,7 +175,7 @@ class _Problem:
     ) -> tuple[Tensor, _Chart]:
         """Solve around y0, and again around where that led for samples that it led far away."""
         chart = self._chart(starts.first, solver, options)
-        self._check_adjoint(chart)
+        self._check_adjoint(chart.forward, chart.tensors)
         rest, far = self._run(starts.first, *self._with_starts(chart, starts))
         for _ in range(_CHARTS - 1):
             if not bool(_functorch.plain(far).any()):
@@ -170,13 +186,13 @@ class _Problem:
         chart = self._chart(rest.base, solver, options)
         return rest.base, self._settled(chart, chart.forward, chart.tensors, rest)
 
-    def _check_adjoint(self, chart: _Chart) -> None:
+    def _check_adjoint(self, forward: Forward, tensors: tuple[Tensor, ...]) -> None:
         """What the adjoint needs of the solver, before it runs."""
         adjoint = self.settings.adjoint
         if adjoint.needs_iterations:
-            chart.forward.iterations(chart.tensors, repr(adjoint))
+            forward.iterations(tensors, repr(adjoint))
         if adjoint.needs_resolve:
-            chart.forward.resolver(chart.tensors, repr(adjoint))
+            forward.resolver(tensors, repr(adjoint))
 
     def _with_starts(self, chart: _Chart, starts: Starts) -> tuple[Forward, tuple[Tensor, ...]]:
         """The forward that tries all starts, in the chart of the first."""
@@ -203,6 +219,7 @@ class _Problem:
         packed = StructuredSolver(solver, self.atlas.structure)
         points = System(self.conditions, arguments, SystemShape.of(base, 1))
         forward, tensors = choose_forward(self.kind, points, base, packed, options, self.settings)
+        self._check_adjoint(forward, tensors)
         with outside_inference_mode(), torch.no_grad():
             y, _, outcome = run_forward(forward, tensors)
             y = self.atlas.checked(f"{name_of(solver)} returned y", y)

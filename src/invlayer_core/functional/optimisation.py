@@ -95,7 +95,7 @@ def least_squares(
     manifold: Any = None,
     **keywords: Unpack[CommonKeywords],
 ) -> Any:
-    """Find y that minimises ½‖residuals(y, *args)‖², and differentiate it.
+    """Find y that minimises ½‖r‖² of ``residuals(y, *args)``, and differentiate it.
 
     The conditions are Jᵀr = 0. Their Jacobian is the *full* Hessian JᵀJ + Σ rᵢ ∇²rᵢ: the Gauss–Newton
     stand-in JᵀJ would be wrong wherever residuals remain.

@@ -70,7 +70,7 @@ class MinimizeLayer(torch.nn.Module):
 
 @final
 class LeastSquaresLayer(torch.nn.Module):
-    """``layer(*args, y0=...)`` minimises ½‖residuals(y, *args)‖²; see :func:`invlayer_core.least_squares`.
+    """``layer(*args, y0=...)`` minimises ½‖r‖² of the residuals; see :func:`invlayer_core.least_squares`.
 
     Parameters
     ----------

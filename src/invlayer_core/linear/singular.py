@@ -22,6 +22,8 @@ from torch import Tensor
 
 __all__ = [
     "Diagnosis",
+    "balance",
+    "balanced_solution",
     "damped_solution",
     "diagnose",
     "is_suspicious",
@@ -64,7 +66,7 @@ def _svd(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.linalg.svd(torch.where(finite, blocks, torch.zeros_like(blocks)), full_matrices=False)
 
 
-def _balance(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def balance(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Powers of two for rows ``(B, n, 1)`` and columns ``(B, 1, n)``, after which the largest are about 1.
 
     Equations and unknowns come in units of their own, as multipliers do beside what is minimised. Without
@@ -116,7 +118,7 @@ def diagnose(
     jacobian_at : callable
         ``(B, n) -> (B, n, n)``.
     """
-    rows, columns = _balance(blocks)
+    rows, columns = balance(blocks)
     svd = _svd(rows * blocks * columns)
     u, s, vh = svd
     n = blocks.shape[-1]
@@ -153,6 +155,22 @@ def minimum_norm_solution(blocks: Tensor, rhs: Tensor, cutoff: Tensor, *, transp
     matrix = blocks.mT if transpose else blocks
     pseudo_inverse = torch.linalg.pinv(matrix, atol=cutoff, rtol=torch.zeros_like(cutoff))
     return (pseudo_inverse @ rhs.unsqueeze(-1)).squeeze(-1)
+
+
+def balanced_solution(blocks: Tensor, rhs: Tensor, *, transpose: bool) -> Tensor:
+    """A solution of a singular system that has one: of least norm in the units of the balanced matrix.
+
+    A singular value counts as zero beside the largest one, which says something only where equations and
+    unknowns are of like size.
+    """
+    matrix = blocks.mT if transpose else blocks
+    rows, columns = balance(matrix.detach())
+    rank = torch.finfo(blocks.dtype).eps ** 0.75
+    balanced, scaled = rows * matrix * columns, rows * rhs.unsqueeze(-1)
+    inverse = torch.linalg.pinv(balanced, rtol=rank)
+    solution = inverse @ scaled
+    solution = solution + inverse @ (scaled - balanced @ solution)  # a pseudo-inverse is only so accurate
+    return columns.squeeze(-2) * solution.squeeze(-1)
 
 
 def damped_solution(blocks: Tensor, rhs: Tensor, damping: float, *, transpose: bool) -> Tensor:

@@ -14,6 +14,8 @@ from invlayer_core.errors import ConditionsError, SingularJacobianError
 from invlayer_core.linear.lu import has_lost_rank, lu_factor, lu_solve
 from invlayer_core.linear.singular import (
     Diagnosis,
+    balance,
+    balanced_solution,
     damped_solution,
     is_suspicious,
     minimum_norm_solution,
@@ -110,10 +112,15 @@ def solve_blocks(request: SolveRequest) -> BlockSolution:
 
 @torch.no_grad()
 def _holds(request: SolveRequest, x: Tensor) -> Tensor:
-    """Samples ``(B,)`` whose linear system x solves, as a singular one may be solved: to rounding."""
+    """Samples ``(B,)`` whose linear system x solves, as a singular one may be solved: to rounding.
+
+    The residual is that of the balanced system: in its own units, a row that is small beside the others would
+    not count.
+    """
     matrix = request.blocks.mT if request.transpose else request.blocks
-    gap = (matrix @ x.unsqueeze(-1)).squeeze(-1) - request.rhs
-    allowed = torch.finfo(x.dtype).eps ** _CONSISTENT * request.rhs.abs().amax(-1)
+    rows, _ = balance(matrix)
+    gap = rows.squeeze(-1) * ((matrix @ x.unsqueeze(-1)).squeeze(-1) - request.rhs)
+    allowed = torch.finfo(x.dtype).eps ** _CONSISTENT * (rows.squeeze(-1) * request.rhs).abs().amax(-1)
     return gap.abs().amax(-1) <= allowed
 
 
@@ -139,8 +146,10 @@ def _answer_singular(request: SolveRequest, found: Diagnosis, singular: Tensor, 
 
 def _policy_answer(request: SolveRequest, blocks: Tensor, found: Diagnosis) -> Tensor:
     rhs, transpose = request.rhs, request.transpose
-    if request.singular in ("lstsq", "consistent"):
+    if request.singular == "lstsq":
         return minimum_norm_solution(blocks, rhs, found.cutoff, transpose=transpose)
+    if request.singular == "consistent":
+        return balanced_solution(blocks, rhs, transpose=transpose)
     if request.singular == "damped":
         return damped_solution(blocks, rhs, request.damping, transpose=transpose)
     return torch.full_like(rhs, torch.nan if request.singular == "nan" else 0.0)
@@ -166,7 +175,8 @@ def _singular_error(singular: Tensor, found: Diagnosis, request: SolveRequest) -
     condition, change, residual = (
         _functorch.plain(field).reshape(-1) for field in (found.condition, found.change, found.residual)
     )
-    bad = singular.reshape(-1).nonzero().reshape(-1).tolist()
+    # Over all mapped right-hand sides, too: what is named is the sample, which they share.
+    bad = singular.reshape(-1, condition.numel()).any(0).nonzero().reshape(-1).tolist()
     shown = ", ".join(
         f"sample {i} (residual {float(residual[i]):.1e}, condition {float(condition[i]):.1e}, "
         f"{_how_singular(float(change[i]))})"
@@ -175,7 +185,7 @@ def _singular_error(singular: Tensor, found: Diagnosis, request: SolveRequest) -
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     return SingularJacobianError(
         f"the Jacobian of the conditions is singular at the solution of {shown}{more}, of "
-        f"{singular.numel()} samples: y is not a differentiable function of the args there (a double "
+        f"{condition.numel()} samples: y is not a differentiable function of the args there (a double "
         f"root, a fold, or redundant equations). {_nan_origin(request)}"
         "Accepted are regular samples; or choose what a singular one should give: "
         "adjoint=Implicit(singular='consistent' | 'lstsq' | 'damped' | 'nan' | 'zero')."

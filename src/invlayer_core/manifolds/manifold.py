@@ -18,14 +18,9 @@ class Manifold(ABC):
     numbers δ, in which a solver may move as it likes. Everything is differentiable torch, to every order at
     δ = 0, without control flow on values; ``torch.func`` goes through it.
 
-    Attributes
-    ----------
-    shape : torch.Size
-        Of one point.
-    tangent_size : int
-        The dimension of the manifold: how many numbers a chart has.
-    is_flat : bool
-        Whether every chart is the whole manifold, and moves in one are moves in all.
+    A subclass has, of itself or of its instances, ``shape``, the ``torch.Size`` of one point, and
+    ``tangent_size``, the dimension of the manifold. ``is_flat`` says that every chart is the whole manifold,
+    and that moves in one are moves in all.
 
     Examples
     --------

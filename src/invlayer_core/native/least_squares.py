@@ -28,7 +28,7 @@ from invlayer_core.solvers.iterations import may_have, surely_all
 __all__ = ["LeastSquares", "Options", "State", "promised", "solve_normal"]
 
 _PATIENCE = 16  # evaluations in which the cost has to fall by a hundredth, or the step to its half
-_NEAR = 1e-3  # of y: a step that may be one of the last
+_NEAR = 1e-3  # of y: a step that may be one of the last; its square of the cost: what that step may promise
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,12 @@ class LeastSquares(IterativeSolver):
         self, old: Any, new: Any, length: Tensor, accepted: Tensor, all_accepted: bool, options: Any
     ) -> Any:
         """The new state, with what has converged or given up."""
-        size = new.y.detach().abs().amax(-1)
-        if may_have(length <= _NEAR * size):
-            new = _with_converged(old, new, length, size, accepted, options)
+        with torch.no_grad():
+            size, hope = new.y.abs().amax(-1), (new.slope * new.step).sum(-1)
+            near = (length <= _NEAR * size) | (hope <= _NEAR**2 * new.cost)
+        if may_have(near):
+            converged = near & _is_done(old, new, length, size, hope, accepted, options)
+            new = dataclasses.replace(new, converged=converged, y=pick(converged, new.trial, new.y))
         if new.iteration == 1 and not all_accepted:
             new = dataclasses.replace(new, failed=~accepted, trial=pick(accepted, new.trial, new.y))
         elif new.iteration % _PATIENCE == 0:
@@ -138,23 +141,17 @@ class LeastSquares(IterativeSolver):
 
 
 @torch.no_grad()
-def _is_done(old: State, new: State, length: Tensor, size: Tensor, accepted: Tensor, options: Any) -> Tensor:
-    """Whether what a step leaves is nothing, or nothing but rounding."""
+def _is_done(
+    old: State, new: State, length: Tensor, size: Tensor, hope: Tensor, accepted: Tensor, options: Any
+) -> Tensor:
+    """Whether what a step leaves is nothing but rounding; ``hope`` is half of what it promises."""
     eps = torch.finfo(size.dtype).eps
     rate = length / old.length
-    left = length * rate / (1 - rate).clamp(min=0.1)
     xtol = eps**0.75 if options.xtol is None else options.xtol
-    promised = (new.slope * new.step).sum(-1)
-    short = (left <= xtol * size) | (length <= 4 * eps * size)
+    allowed = xtol * size
+    short = (length * rate <= allowed - allowed * rate) | (length <= 4 * eps * size)
     stuck = ~accepted | (rate > 0.5)
-    return (accepted & short) | (stuck & (promised <= 4 * eps * new.cost))
-
-
-def _with_converged(
-    old: State, new: State, length: Tensor, size: Tensor, accepted: Tensor, options: Any
-) -> State:
-    converged = _is_done(old, new, length, size, accepted, options)
-    return dataclasses.replace(new, converged=converged, y=pick(converged, new.trial, new.y))
+    return (accepted & short) | (stuck & (hope <= 4 * eps * new.cost))
 
 
 @torch.no_grad()

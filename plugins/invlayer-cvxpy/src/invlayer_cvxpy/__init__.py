@@ -47,7 +47,7 @@ def _spec(name: str, adapter: str, package: str) -> SolverSpec:
         name=f"cvxpy.{name}",
         factory=f"invlayer_cvxpy.{adapter}",
         kinds=("cone",),
-        requires=("cvxpy>=1.7", package),
+        requires=("cvxpy>=1.9", package),
         install=f"pip install invlayer-cvxpy '{package}'",
         thread_safe=name not in _THROUGH_CVXPY,
         constraints=True,

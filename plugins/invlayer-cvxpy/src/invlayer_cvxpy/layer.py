@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 import invlayer_core as inv
-from invlayer_cvxpy.affine import SparseAffine
 from invlayer_cvxpy.canonical import canonicalise
+from invlayer_cvxpy.data import ProgramData
 from invlayer_cvxpy.kkt import RegularisedLU
 from invlayer_cvxpy.parameters import Parameters, check_complete
 from invlayer_cvxpy.problems import check_problem, warn_of_linear_program
 from invlayer_cvxpy.recovery import outputs
 from invlayer_cvxpy.schur import SchurCholesky
+from invlayer_cvxpy.solvers.through_cvxpy import Installed
 
 __all__ = ["CvxpyLayer"]
 
@@ -39,7 +40,8 @@ class CvxpyLayer(torch.nn.Module):
         for the first of those. Values and layouts are CVXPY's.
     gp : bool
     solver : str or Solver
-        A registered name such as ``"cvxpy.clarabel"``, CVXPY's own such as ``"CLARABEL"``, or an instance.
+        A registered name such as ``"cvxpy.clarabel"``; the name of any solver that CVXPY has installed, such
+        as ``"CLARABEL"``; or an instance.
     solver_args : mapping, optional
         The solver's own options, for every call.
     n_jobs : int
@@ -93,7 +95,7 @@ class CvxpyLayer(torch.nn.Module):
         self.keywords = {**defaults, **keywords}
         self._has_adjoint = "adjoint" in keywords
         self._data = form.data
-        self._maps: dict[tuple[bool, ...], _Split] = {}
+        self._maps: dict[tuple[bool, ...], ProgramData] = {}
         if form.structure.cones.is_polyhedral and not form.structure.P[0].numel() and not gp:
             warn_of_linear_program()
 
@@ -150,51 +152,16 @@ class CvxpyLayer(torch.nn.Module):
         parameters = self.parameters_of_problem
         batched = tuple(bool(batch) for batch in parameters.batches(tensors))
         if batched not in self._maps:
-            self._maps[batched] = _Split(self._data, parameters, batched)
+            self._maps[batched] = ProgramData(self._data, parameters, batched)
         blocks = [parameters.block(slot, tensors) for slot in parameters.slots]
         like = tensors[0] if tensors else torch.zeros(0, dtype=torch.float64)
-        return self._maps[batched].apply(blocks, like)
+        return self._maps[batched](blocks, like)
 
     def _choice(self, solver_args: Mapping[str, Any]) -> tuple[str | inv.Solver, dict[str, Any], int]:
         options = {**self.solver_args, **solver_args}
         solver = _named(options.pop("solve_method", self.solver))  # cvxpylayers' name for it
         workers = options.pop("n_jobs_forward", self.n_jobs)
         return solver, options, max(1, int(workers))
-
-
-@final
-class _Split:
-    """The maps of P, q, A and b, apart by parameters that are batched and parameters that are shared."""
-
-    def __init__(self, data: Mapping[str, Any], parameters: Parameters, batched: tuple[bool, ...]) -> None:
-        of_batch = [batched[slot.source] for slot in parameters.slots]
-        self.of_batch = of_batch
-        columns: dict[bool, list[int]] = {True: [], False: []}
-        start = 0
-        for slot, is_batched in zip(parameters.slots, of_batch, strict=True):
-            columns[is_batched].extend(range(start, start + len(slot.entries)))
-            start += len(slot.entries)
-        self.shared = {
-            name: SparseAffine(each.matrix[:, columns[False]], each.offset) for name, each in data.items()
-        }
-        self.own = {
-            name: SparseAffine(each.matrix[:, columns[True]], 0.0 * each.offset)
-            for name, each in data.items()
-        }
-
-    def apply(self, blocks: Sequence[Tensor], like: Tensor) -> dict[str, Tensor]:
-        own = [block for block, of_batch in zip(blocks, self.of_batch, strict=True) if of_batch]
-        shared = [block for block, of_batch in zip(blocks, self.of_batch, strict=True) if not of_batch]
-        vector = torch.cat(shared, -1) if shared else like.new_zeros(0)
-        result = {name: each(vector) for name, each in self.shared.items()}
-        if own:
-            rows = torch.cat(own, -1)
-            for name, each in self.own.items():
-                if not each.is_constant:
-                    result[name] = result[name] + each(rows)
-            if all(value.ndim == 1 for value in result.values()):  # batched, but without influence
-                result["q"] = result["q"].expand(*rows.shape[:-1], -1)
-        return result
 
 
 def _adjoint(structure: inv.ConeStructure) -> inv.adjoints.Adjoint:
@@ -220,8 +187,12 @@ def _on_device(keywords: Mapping[str, Any], chosen: bool, device: torch.device) 
 
 
 def _named(solver: str | inv.Solver) -> str | inv.Solver:
-    """CVXPY's own names, such as "SCS", as registered ones."""
-    return f"cvxpy.{solver.lower()}" if isinstance(solver, str) and "." not in solver else solver
+    """CVXPY's own names, such as "SCS", as registered ones, or else through CVXPY."""
+    if not isinstance(solver, str) or "." in solver:
+        return solver
+    name = f"cvxpy.{solver.lower()}"
+    known = any(listing.name == name for listing in inv.solvers("cone"))
+    return Installed(solver.upper()) if not known and solver.upper() in cp.installed_solvers() else name
 
 
 def _start(info: inv.SolveInfo, structure: inv.ConeStructure) -> inv.ConeSolution:

@@ -17,7 +17,7 @@ from torch import Size, Tensor
 import invlayer_core as inv
 from invlayer_cvxpy.canonical import CanonicalForm
 
-__all__ = ["ParameterSlot", "Parameters"]
+__all__ = ["ParameterSlot", "Parameters", "check_complete"]
 
 _SYMMETRIC = ("symmetric", "PSD", "NSD", "hermitian")
 
@@ -172,6 +172,3 @@ def check_complete(problem: cp.Problem, parameters: Sequence[Any], variables: Se
         )
     if not variables:
         raise inv.ConditionsError("CvxpyLayer(variables=[]): accepted is at least one variable to return.")
-
-
-__all__ += ["check_complete"]

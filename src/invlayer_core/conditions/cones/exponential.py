@@ -107,6 +107,8 @@ class _ThirdEquation:
         equation = cls(x, y, z, torch.where(up, low, high), up, half)
         for _ in range(_DOUBLINGS):
             short = ~bounded & (equation(equation.width)[0] < 0)
+            if short.device.type == "cpu" and not bool(short.any()):
+                break
             equation = replace(equation, width=torch.where(short, 2.0 * equation.width, equation.width))
         return equation
 

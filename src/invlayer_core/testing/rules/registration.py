@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,8 +74,22 @@ def _normalised(distribution: str) -> str:
 
 def _imported_by(modules: list[str]) -> set[str]:
     """Top-level modules that a new process imports with these, beyond those of the core."""
+    changed = tuple(_last_change(module) for module in modules)
+    return _imported_in_new_process(tuple(sys.path), tuple(modules), changed)
+
+
+def _last_change(module: str) -> float:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return os.stat(file).st_mtime if file and os.path.exists(file) else 0.0
+
+
+@functools.lru_cache
+def _imported_in_new_process(
+    path: tuple[str, ...], modules: tuple[str, ...], _changed: tuple[float, ...]
+) -> set[str]:
+    """One process for all solvers of a plugin, until its modules change."""
     ran = subprocess.run(
-        [sys.executable, "-c", _PROBE, json.dumps([sys.path, modules])],
+        [sys.executable, "-c", _PROBE, json.dumps([path, modules])],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if ran.returncode:

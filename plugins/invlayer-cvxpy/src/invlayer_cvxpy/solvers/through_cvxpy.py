@@ -6,7 +6,8 @@ That costs several times what the solver itself does, and needs no code per solv
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, final
 
 import cvxpy as cp
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 import invlayer_core as inv
 from invlayer_cvxpy.solvers.matrices import as_scipy
 
-__all__ = ["Ecos", "Gurobi", "Mosek", "Piqp", "Qoco", "ThroughCvxpy"]
+__all__ = ["Ecos", "Gurobi", "Installed", "Mosek", "Piqp", "Qoco", "ThroughCvxpy"]
 
 
 class ThroughCvxpy(inv.Solver):
@@ -26,7 +27,7 @@ class ThroughCvxpy(inv.Solver):
         CVXPY's name of it.
     """
 
-    solver: ClassVar[str]
+    solver: str
 
     def solve(self, problem: inv.ConeProblem, y0: Any, options: Mapping[str, Any]) -> inv.SolverResult:
         x = cp.Variable(problem.structure.size)
@@ -82,6 +83,14 @@ class Qoco(ThroughCvxpy):
     """QOCO (Chari & Açıkmeşe 2025)."""
 
     solver = "QOCO"
+
+
+@final
+@dataclass(frozen=True)
+class Installed(ThroughCvxpy):
+    """Any solver of ``cvxpy.installed_solvers()``, by CVXPY's name."""
+
+    solver: str
 
 
 def _constraints(slack: Any, cones: inv.Cones) -> tuple[list[Any], list[slice]]:

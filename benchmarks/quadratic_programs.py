@@ -82,7 +82,8 @@ def by_hand(given: dict[str, Any], solver: str, weights: np.ndarray) -> dict[str
         kept = given["G"].tocsr()[active]
         C = kept if not len(nu) else sp.vstack([given["A"], kept])
         K = sp.bmat([[given["P"], C.T], [C, None]], format="csc")
-        solve = splu(K, permc_spec="MMD_AT_PLUS_A").solve
+        dense_row = len(nu) > 0  # which minimum degree on Kᵀ + K does not go well with
+        solve = splu(K, permc_spec="COLAMD" if dense_row else "MMD_AT_PLUS_A").solve
     else:
         C = np.vstack([given["A"], given["G"][active]]) if len(nu) else given["G"][active]
         K = np.block([[given["P"], C.T], [C, np.zeros((len(C), len(C)))]])

@@ -215,7 +215,10 @@ class Echoing(inv.Solver):
         return inv.SolverResult(y=problem.answer(y0))
 
 
-@pytest.mark.parametrize("way", ["serial", "threads", "processes", "pool of threads"])
+WAYS = ["serial", "threads", pytest.param("processes", marks=pytest.mark.slow), "pool of threads"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_hands_over_the_same(way: str) -> None:
     """Guesses, programs that are not to be solved, and exceptions, whichever way a batch goes."""
     given = program("P q lb", batched="q", batch=6)

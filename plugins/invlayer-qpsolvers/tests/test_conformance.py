@@ -12,7 +12,12 @@ INSTALLED = [
 ]
 
 
-@pytest.mark.parametrize("name", INSTALLED)
+ALWAYS = ("clarabel", "daqp")  # the others in the slow suite: their adapter is the same
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in INSTALLED]
+)
 def test_rules(name: str) -> None:
     report = check_solver(f"qpsolvers.{name}", tolerance=1e-4)
     assert not report.broken

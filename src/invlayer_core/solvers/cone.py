@@ -25,9 +25,9 @@ class CSC:
 
     Attributes
     ----------
-    values : ndarray of float64, shape ``(nnz,)``
-    rows : ndarray of int64, shape ``(nnz,)``
-    pointers : ndarray of int64, shape ``(columns + 1,)``
+    values : ndarray of float64 ``(nnz,)``
+    rows : ndarray of int64 ``(nnz,)``
+    pointers : ndarray of int64 ``(columns + 1,)``
         Column j is made of the entries ``pointers[j]`` to ``pointers[j + 1]``.
     shape : pair of int
     """

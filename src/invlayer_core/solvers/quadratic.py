@@ -32,8 +32,8 @@ class CoordinateMatrix:
     Attributes
     ----------
     shape : tuple of two int
-    rows, columns : ndarray of int64, shape ``(nnz,)``
-    values : ndarray of float64, shape ``(nnz,)``
+    rows, columns : ndarray of int64 ``(nnz,)``
+    values : ndarray of float64 ``(nnz,)``
         Those of entries that are there more than once add up.
     """
 

@@ -101,9 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--options", type=int, default=100_000)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=("core", "pool", "vectorised"))
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     study(given.options, given.ways)
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # one core is one core
     main()

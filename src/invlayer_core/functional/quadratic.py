@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.active_set import PolishedForward, describe_active_set
 from invlayer_core.adjoints.active_set import ActiveSet
 from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.implicit import Implicit
@@ -25,7 +24,8 @@ from invlayer_core.implicit import Settings, Solution, solve_implicitly
 from invlayer_core.linear.saddle_bank import SaddleBank
 from invlayer_core.linear.sparse_lu import SparseLU
 from invlayer_core.matrices import SparseForm
-from invlayer_core.quadratic_arguments import read_program
+from invlayer_core.quadratic.active_set import PolishedForward, describe_active_set
+from invlayer_core.quadratic.arguments import read_program
 from invlayer_core.solvers.contract import Solver, SolverResult
 from invlayer_core.structure import Arguments
 
@@ -276,7 +276,7 @@ def _solve_plainly(
     multipliers: bool,
 ) -> tuple[Tensor, ...] | None:
     """The short way; None if the program needs the general one."""
-    from invlayer_core.single_program import solve_single  # it needs NumPy, which the core may lack
+    from invlayer_core.quadratic.single import solve_single  # it needs NumPy, which the core may lack
 
     return solve_single(layout, theta, solver, options, multipliers=multipliers)
 

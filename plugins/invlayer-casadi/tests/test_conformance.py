@@ -27,3 +27,12 @@ class TestKinsol(SolverConformance):
 class TestNlpsol(SolverConformance):
     spec = "casadi.rootfinder"
     options: ClassVar = {"plugin": "nlpsol", "nlpsol_options": {"ipopt.tol": 1e-10}}
+
+
+class TestIpopt(SolverConformance):
+    spec = "casadi.ipopt"
+
+
+@pytest.mark.slow  # a sibling runs always
+class TestSqpmethod(SolverConformance):
+    spec = "casadi.sqpmethod"

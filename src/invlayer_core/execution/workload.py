@@ -225,6 +225,7 @@ class Workload:
             partial(ask, "jacobian"),
             partial(ask, "second_derivative"),
             {name: partial(ask, name) for name in self.part_names},
+            torch.finfo(self.y0.dtype).eps,
         )
 
     @cached_property

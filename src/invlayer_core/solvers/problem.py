@@ -186,6 +186,9 @@ class SampleProblem(Problem):
         ``(n,) -> (n,)`` and ``(n,) -> (n, n)``; F itself is evaluated in torch, where its tensors live.
     second_derivative_function : callable, optional
         ``(1,) -> (1,)``.
+    precision : float
+        The rounding unit of F, which may be evaluated in float32: values are no more exact than that, though
+        they come as float64.
     """
 
     kind: str
@@ -195,6 +198,7 @@ class SampleProblem(Problem):
     jacobian_function: Callable[[np.ndarray], np.ndarray]
     second_derivative_function: Callable[[np.ndarray], np.ndarray] | None = None
     parts: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
+    precision: float = 2.0**-52
 
     def residual(self, y: np.ndarray) -> np.ndarray:
         return self.residual_function(y)

@@ -110,6 +110,7 @@ def sample_problem(case: Case, kind: str, index: int) -> SampleProblem:
         of_vector(problem.jacobian),
         of_vector(problem.second_derivative),
         {name: of_vector(part) for name, part in problem.parts.items()},
+        torch.finfo(case.start.dtype).eps,
     )
 
 

@@ -17,6 +17,7 @@ from invlayer_core import SampleProblem, Solver, SolverResult
 
 __all__ = ["Ipopt", "Sqpmethod"]
 
+_ROUNDING = 100.0  # tolerances are at least so many rounding units of F
 _COMMON: Final = ("verbose", "print_time", "show_eval_warnings", "common_options", "specific_options")
 
 
@@ -25,6 +26,7 @@ class _Nlpsol(Solver, ABC):
 
     plugin: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]]
+    tolerances: ClassVar[Mapping[str, float]]
 
     def solve(self, problem: SampleProblem, y0: np.ndarray, options: Mapping[str, Any]) -> SolverResult:
         """Minimise; success and message are CasADi's, and its multipliers are handed over.
@@ -34,7 +36,7 @@ class _Nlpsol(Solver, ABC):
         TypeError
             If the plugin does not know an option.
         """
-        settings = self._settings(options)
+        settings = self._settings(options, problem.precision)
         interruption, n = Interruption(), problem.size
         rows = _sizes(problem, y0)  # asked for before the lock: in lockstep, another sample may come first
         with BUILDING:
@@ -59,7 +61,7 @@ class _Nlpsol(Solver, ABC):
             aux={"objective": float(found["f"]), "multipliers": _multipliers(found, rows[0], lower == upper)},
         )
 
-    def _settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _settings(self, options: Mapping[str, Any], precision: float) -> dict[str, Any]:
         known = set(ca.nlpsol_options(self.plugin)) | set(_COMMON)
         unknown = sorted(
             name for name in options if name not in known and not name.startswith(f"{self.plugin}.")
@@ -70,7 +72,9 @@ class _Nlpsol(Solver, ABC):
                 f"{self.plugin} itself '{self.plugin}.<name>'."
             )
         quiet = {"print_time": False, "error_on_fail": False, "show_eval_warnings": False}
-        return {**quiet, **QUIET[self.plugin], **self.defaults, **options}
+        # No stricter than what F can tell: in float32 a tolerance of 1e-9 is never reached.
+        tolerances = {name: max(least, _ROUNDING * precision) for name, least in self.tolerances.items()}
+        return {**quiet, **QUIET[self.plugin], **self.defaults, **tolerances, **options}
 
 
 def _sizes(problem: SampleProblem, y0: np.ndarray) -> tuple[int, int]:
@@ -112,11 +116,8 @@ class Ipopt(_Nlpsol):
     """
 
     plugin = "ipopt"
-    defaults: ClassVar = {
-        "ipopt.hessian_approximation": "limited-memory",
-        "ipopt.tol": 1e-9,
-        "ipopt.acceptable_tol": 1e-7,
-    }
+    defaults: ClassVar = {"ipopt.hessian_approximation": "limited-memory"}
+    tolerances: ClassVar = {"ipopt.tol": 1e-9, "ipopt.acceptable_tol": 1e-7}
 
 
 @final
@@ -127,4 +128,5 @@ class Sqpmethod(_Nlpsol):
     """
 
     plugin = "sqpmethod"
-    defaults: ClassVar = {"hessian_approximation": "limited-memory", "tol_du": 1e-9, "tol_pr": 1e-9}
+    defaults: ClassVar = {"hessian_approximation": "limited-memory"}
+    tolerances: ClassVar = {"tol_du": 1e-9, "tol_pr": 1e-9}

@@ -19,6 +19,24 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--with-plugins",
+        metavar="DISTRIBUTIONS",
+        help="comma-separated: tests that need another plugin than these are deselected",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    given = config.getoption("--with-plugins")
+    if given is None:
+        return
+    installed = set(given.split(","))
+    needed = {item: {name for mark in item.iter_markers("plugin") for name in mark.args} for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if not needed[item] <= installed])
+    items[:] = [item for item in items if needed[item] <= installed]
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Seed every generator that a test may draw from."""

@@ -326,3 +326,26 @@ def test_warm_start_of_named_unknowns() -> None:
     previous = inv.minimize(split, y0, P, solver=solver, return_info=True)
     _, info = inv.minimize(split, y0, P, solver=solver, return_info=True, warm_start=previous)
     assert info.start.tolist() == [-1, -1]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+def test_torch_compile_breaks_the_graph_and_nothing_else() -> None:
+    """Once, at the call: were Dynamo to read the package itself, it would be slow and full of warnings."""
+    traced: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        traced.extend(node.name for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    def solve(p: Tensor) -> Tensor:
+        y0 = torch.zeros_like(p)
+        y = inv.nlp(objective, y0, p, bounds=(0.0, 1.0), solver=lambda y0, p: p.clamp(0.0, 1.0))
+        return 2.0 * y
+
+    torch._dynamo.reset()
+    p = P.clone().requires_grad_()
+    y = torch.compile(solve, backend=backend)(p)
+    torch.testing.assert_close(y, 2.0 * P.clamp(0.0, 1.0))
+    (found,) = torch.autograd.grad(y.sum(), p)
+    torch.testing.assert_close(found, 2.0 * ((P > 0) & (P < 1)).double())
+    assert len(traced) <= 2, traced  # zeros_like, and the product

@@ -110,10 +110,14 @@ def nlp(
     >>> bool((multipliers.equalities + 1).abs() < 1e-12), bool((multipliers.lower[1] - 0.5).abs() < 1e-12)
     (True, True)
     """
-    program = _Constraints(objective, eq, ineq, bounds, activity, return_multipliers)
+    stated = (objective, eq, ineq, bounds, activity, return_multipliers)
     if torch.compiler.is_compiling():
-        return outside_graph(program.solve, y0, args, solver, options, keywords)
-    return program.solve(y0, args, solver, options, keywords)
+        return outside_graph(_nlp, stated, y0, args, solver, options, keywords)
+    return _nlp(stated, y0, args, solver, options, keywords)
+
+
+def _nlp(stated: tuple[Any, ...], *call: Any) -> Any:
+    return _Constraints(*stated).solve(*call)
 
 
 @final

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -109,19 +109,10 @@ def describe_constraints(conditions: KKTConditions, z: Tensor, arguments: Argume
     layout = conditions.layout
     z, active, weak = _activity(conditions, z, arguments)
     plain = Arguments.flatten(arguments.unflatten([_functorch.plain(t) for t in arguments.tensors]))
-    system = System(_Rows(conditions), plain, SystemShape.of(z, 1))
+    system = System(conditions.rows, plain, SystemShape.of(z, 1))
     blocks = per_sample_blocks(linearize(system, z.detach(), system.theta)).detach()
     gradients = blocks[:, layout.unknowns :, : layout.unknowns].reshape(*active.shape, layout.unknowns)
     return ConstraintInfo(active, weak, _independent(gradients, active))
-
-
-@final
-@dataclass(frozen=True)
-class _Rows:
-    conditions: KKTConditions
-
-    def __call__(self, z: Tensor, *args: Any) -> Tensor:
-        return self.conditions.rows(z, *args)
 
 
 def _independent(gradients: Tensor, active: Tensor) -> Tensor:

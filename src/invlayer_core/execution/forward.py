@@ -26,7 +26,7 @@ from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments, SystemShape
 from invlayer_core.structured import Structure, matches
 
-__all__ = ["CallableForward", "Forward", "Slices", "run_forward"]
+__all__ = ["AroundForward", "CallableForward", "Forward", "Slices", "run_forward"]
 
 
 class Forward(ABC):
@@ -132,14 +132,15 @@ class CallableForward(Forward):
         return Slices(self, size, tuple(dims))
 
 
-@final
-@dataclass(frozen=True)
-class Slices(Forward):
-    """A forward that is run once per slice of a mapped dimension: its batch rule is not ours to guess."""
+class AroundForward(Forward):
+    """A forward around another one, whose name, way of running and event dims are its own.
+
+    Attributes
+    ----------
+    inner : Forward
+    """
 
     inner: Forward
-    size: int
-    dims: tuple[int | None, ...]
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -152,6 +153,16 @@ class Slices(Forward):
     @property
     def event_dims(self) -> EventDims:  # type: ignore[override]
         return self.inner.event_dims
+
+
+@final
+@dataclass(frozen=True)
+class Slices(AroundForward):
+    """A forward that is run once per slice of a mapped dimension: its batch rule is not ours to guess."""
+
+    inner: Forward
+    size: int
+    dims: tuple[int | None, ...]
 
     @property
     def expected(self) -> Size | None:

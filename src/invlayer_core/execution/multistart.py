@@ -15,9 +15,8 @@ import torch
 from torch import Size, Tensor
 
 from invlayer_core.conditions.system import System
-from invlayer_core.execution.forward import Forward, Slices
+from invlayer_core.execution.forward import AroundForward, Forward, Slices
 from invlayer_core.execution.outcome import Outcome
-from invlayer_core.leaves import EventDims
 
 __all__ = ["Acceptance", "Multistart"]
 
@@ -27,7 +26,7 @@ Acceptance = Callable[[System, Tensor, Sequence[Tensor], Tensor], tuple[Tensor, 
 
 @final
 @dataclass(frozen=True)
-class Multistart(Forward):
+class Multistart(AroundForward):
     """Tensors are ``(starts, *theta, ...)``: those of ``inner``, whose first is one guess, and all of θ.
 
     Attributes
@@ -41,18 +40,6 @@ class Multistart(Forward):
     inner: Forward
     system: System
     accept: Acceptance
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.inner.name
-
-    @property
-    def how(self) -> str:  # type: ignore[override]
-        return self.inner.how
-
-    @property
-    def event_dims(self) -> EventDims:  # type: ignore[override]
-        return self.inner.event_dims
 
     @property
     def expected(self) -> Size:

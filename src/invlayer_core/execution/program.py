@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invlayer_core.conditions.kkt import ConstraintLayout, Multipliers
 from invlayer_core.conditions.system import System
-from invlayer_core.execution.forward import Forward
+from invlayer_core.execution.forward import AroundForward, Forward
 from invlayer_core.execution.multipliers import estimate_multipliers
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.registered import mapped_system
@@ -22,7 +22,7 @@ __all__ = ["ProgramForward"]
 
 @final
 @dataclass(frozen=True)
-class ProgramForward(Forward):
+class ProgramForward(AroundForward):
     """z = (y, multipliers), of a forward that finds y; tensors are the inner forward's, then θ.
 
     Attributes
@@ -43,14 +43,6 @@ class ProgramForward(Forward):
     derivatives: Derivatives
 
     @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.inner.name
-
-    @property
-    def how(self) -> str:  # type: ignore[override]
-        return self.inner.how
-
-    @property
     def event_dims(self) -> int:  # type: ignore[override]
         return 1
 
@@ -69,9 +61,8 @@ class ProgramForward(Forward):
         safe = torch.where(finite, y, torch.zeros_like(y))
         point = torch.cat([safe, y.new_zeros(y.shape[0], self.layout.constraints)], -1)
         shaped = point.reshape(self.rows.shape.full)
-        with torch.no_grad():
-            values = self.rows.residual(shaped, theta).reshape(point.shape)
-        blocks = self.derivatives.jacobian(self.rows, shaped, theta)
+        rows, blocks = self.derivatives.linearized(self.rows, shaped, theta, False)
+        values = rows.reshape(point.shape)
         multipliers = estimate_multipliers(
             values[:, :n], blocks[:, n:, :n], values[:, n:], safe, self.layout.equalities
         )

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
-from invlayer_core.execution.forward import Forward
+from invlayer_core.execution.forward import AroundForward, Forward
 from invlayer_core.execution.outcome import Outcome
-from invlayer_core.leaves import EventDims
 from invlayer_core.solvers.iterations import Iterations
 
 __all__ = ["SettledForward", "continued"]
@@ -21,7 +20,7 @@ __all__ = ["SettledForward", "continued"]
 
 @final
 @dataclass(frozen=True)
-class SettledForward(Forward):
+class SettledForward(AroundForward):
     """Tensors are ``(y, *tensors of inner)``, and y is the solution.
 
     Attributes
@@ -34,18 +33,6 @@ class SettledForward(Forward):
 
     inner: Forward
     outcome: Outcome
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.inner.name
-
-    @property
-    def how(self) -> str:  # type: ignore[override]
-        return self.inner.how
-
-    @property
-    def event_dims(self) -> EventDims:  # type: ignore[override]
-        return self.inner.event_dims
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         y = tensors[0].clone()

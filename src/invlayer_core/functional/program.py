@@ -229,7 +229,7 @@ class _Problem:
         system = system.with_captured(captured or ())
         inner = replace(
             system,
-            function=_Slope(StationarityConditions(self.program.parts["objective"])),
+            function=StationarityConditions(self.program.parts["objective"]),
             shape=SystemShape.of(self.start, 1),
             parts=self.program.parts,
             reads_all=False,
@@ -248,17 +248,6 @@ class _Problem:
             captured=captured,
             warm=warm,
         )
-
-
-@final
-@dataclass(frozen=True)
-class _Slope:
-    """∇ of the objective, of which messages speak by the user's own name."""
-
-    conditions: StationarityConditions
-
-    def __call__(self, y: Tensor, *args: Any) -> Tensor:
-        return self.conditions(y, *args)
 
 
 def _settings(keywords: CommonKeywords) -> Settings:

@@ -25,9 +25,8 @@ from invlayer_core.conditions.quadratic import (
     program_of_sample,
 )
 from invlayer_core.constraints import ConstraintInfo
-from invlayer_core.execution.forward import Forward
+from invlayer_core.execution.forward import AroundForward, Forward
 from invlayer_core.execution.outcome import Outcome
-from invlayer_core.leaves import EventDims
 from invlayer_core.linear.saddle_bank import SaddleBank, make_saddle_point
 from invlayer_core.matrices import DenseForm, SparseForm
 from invlayer_core.solvers.contract import Status
@@ -63,7 +62,7 @@ class Certified(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class PolishedForward(Forward):
+class PolishedForward(AroundForward):
     """A forward for quadratic programs, with its active set certified and its solution polished.
 
     Attributes
@@ -81,18 +80,6 @@ class PolishedForward(Forward):
     layout: QuadraticLayout
     rounds: int | Literal["auto"] = "auto"
     bank: SaddleBank | None = None
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.inner.name
-
-    @property
-    def how(self) -> str:  # type: ignore[override]
-        return self.inner.how
-
-    @property
-    def event_dims(self) -> EventDims:  # type: ignore[override]
-        return self.inner.event_dims
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         z, outcome = self.inner.run(tensors)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
+from invlayer_core.execution.collection import no_collection
 from invlayer_core.execution.limits import SampleTimeout
 from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.samples import SampleRecord, resting_rows, to_numpy
@@ -142,8 +143,9 @@ class _Ensemble:
 
     def begin(self, samples: range) -> None:
         """Give each player one of the samples."""
-        while len(self.players) < len(samples):
-            self.players.append(_Player(self._play, self._timeout))
+        with no_collection():
+            while len(self.players) < len(samples):
+                self.players.append(_Player(self._play, self._timeout))
         self.live = self.players[: len(samples)]
         for player, index in zip(self.live, samples, strict=True):
             player.index = index
@@ -180,8 +182,9 @@ class _Ensemble:
             if player.wanted is not None:  # in the middle of a solve, which ends now
                 player.baton.release()
                 self._own.acquire()
-        for player in self.players:
-            player.dismiss()
+        with no_collection():
+            for player in self.players:
+                player.dismiss()
 
 
 def run_in_lockstep(workload: Workload, done: Callable[[], Any]) -> Outcome:

@@ -10,19 +10,15 @@ import torch
 from torch import Tensor
 
 import invlayer_core as inv
+from invlayer_cvxpy.adjoint import MOST, is_dense_quadratic, sparse_adjoint, with_pattern
 from invlayer_cvxpy.canonical import canonicalise
 from invlayer_cvxpy.data import ProgramData
-from invlayer_cvxpy.kkt import RegularisedLU
 from invlayer_cvxpy.parameters import Parameters, check_complete
 from invlayer_cvxpy.problems import check_problem, warn_of_linear_program
 from invlayer_cvxpy.recovery import outputs
-from invlayer_cvxpy.schur import SchurCholesky
 from invlayer_cvxpy.solvers.through_cvxpy import Installed
 
 __all__ = ["CvxpyLayer"]
-
-_FEW = 0.06  # of the entries of a Jacobian: more are not sparse
-_MOST = 2**27  # entries of dense matrices for the whole batch: 1 GiB
 
 
 @final
@@ -93,10 +89,11 @@ class CvxpyLayer(torch.nn.Module):
         self.outputs = outputs(form, problem, variables)
         self.solver, self.solver_args, self.n_jobs = _named(solver), dict(solver_args or {}), n_jobs
         self._dense = inv.adjoints.Implicit(singular="consistent")
-        defaults = {"polish": "auto", "adjoint": _sparse_adjoint(self.structure) or self._dense}
+        defaults = {"polish": "auto", "adjoint": sparse_adjoint(self.structure) or self._dense}
         self.keywords = {**defaults, **keywords}
+        self.keywords["adjoint"] = with_pattern(self.keywords["adjoint"], self.structure)
         self._has_adjoint = "adjoint" in keywords
-        self._is_dense_quadratic = _is_dense_quadratic(self.structure)
+        self._is_dense_quadratic = is_dense_quadratic(self.structure)
         self._data = form.data
         self._maps: dict[tuple[bool, ...], ProgramData] = {}
         if form.structure.cones.is_polyhedral and not form.structure.P[0].numel() and not gp:
@@ -170,36 +167,13 @@ class CvxpyLayer(torch.nn.Module):
     def _fits_dense(self, data: Mapping[str, Tensor]) -> bool:
         count = torch.broadcast_shapes(*(each.shape[:-1] for each in data.values())).numel()
         size = self.structure.size + self.structure.equations
-        return self._is_dense_quadratic and count * size**2 <= _MOST
+        return self._is_dense_quadratic and count * size**2 <= MOST
 
     def _choice(self, solver_args: Mapping[str, Any]) -> tuple[str | inv.Solver, dict[str, Any], int]:
         options = {**self.solver_args, **solver_args}
         solver = _named(options.pop("solve_method", self.solver))  # cvxpylayers' name for it
         workers = options.pop("n_jobs_forward", self.n_jobs)
         return solver, options, max(1, int(workers))
-
-
-def _sparse_adjoint(structure: inv.ConeStructure) -> inv.adjoints.Adjoint | None:
-    """For large Jacobians sparse LU, or Cholesky factors of the Schur complement; None for small ones.
-
-    Both give an answer where J is singular but the system has a solution: the variables that CVXPY adds
-    for the epigraph of a constraint are not unique if it is not active.
-    """
-    if structure.places is None:
-        return None
-    size = structure.size + structure.equations
-    pattern = inv.jacobians.SparsityPattern(*structure.places, (size, size))
-    few = pattern.nnz < _FEW * size**2
-    direct = RegularisedLU(structure.size) if few else SchurCholesky(structure.size, structure.cones)
-    return inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(pattern, direct))
-
-
-def _is_dense_quadratic(structure: inv.ConeStructure) -> bool:
-    """Whether the programs are quadratic, and best solved by the dense factors of their active sets."""
-    size = structure.size + structure.equations
-    return structure.cones.is_polyhedral and (
-        structure.places is None or structure.places[0].numel() >= _FEW * size**2
-    )
 
 
 def _named(solver: str | inv.Solver) -> str | inv.Solver:

@@ -18,7 +18,7 @@ from invlayer_core.jacobians.compressed import compressed_values, push
 from invlayer_core.jacobians.linearize import Linearization, linearize
 from invlayer_core.jacobians.pattern import SparsityPattern
 from invlayer_core.jacobians.per_sample import per_sample_blocks
-from invlayer_core.linear.factor_bank import FactorBank, solve_with_values
+from invlayer_core.linear.factor_bank import FactorBank, apply_factors, solve_with_values
 from invlayer_core.linear.lu import has_lost_rank, lu_factor, lu_solve
 from invlayer_core.linear.sparse_lu import SparseLU
 
@@ -62,8 +62,10 @@ def polish(
             "accepted are as many equations as unknowns. Leave polish at 0."
         )
     kept = torch.zeros(system.shape.batch, dtype=torch.int64, device=y.device)
+    bank: FactorBank | None = None
     for _ in range(_AUTO_STEPS if steps == "auto" else steps):
-        moved = y - _newton_step(system, y, residual, method)
+        step, bank = _newton_step(system, y, residual, method, bank)
+        moved = y - step
         new = system.residual(moved, system.theta).detach()
         better = _size(system, new) < _size(system, residual)  # False for NaN
         y = torch.where(_like(better, y), moved, y)
@@ -76,11 +78,15 @@ def polish(
     return y, residual, kept
 
 
-def _newton_step(system: System, y: Tensor, residual: Tensor, method: object) -> Tensor:
+def _newton_step(
+    system: System, y: Tensor, residual: Tensor, method: object, bank: FactorBank | None
+) -> tuple[Tensor, FactorBank | None]:
+    """A step, and the factors that serve the next one, too: those of every second are a step old."""
     theta = [tensor.detach() for tensor in system.theta]
     linearization = linearize(system, y.detach(), theta)
     if isinstance(method, SparseLU) and method.known_pattern is not None:
-        return _sparse_step(linearization, residual, method, method.known_pattern).reshape(y.shape)
+        step = _sparse_step(linearization, residual, method, method.known_pattern, bank)
+        return step[0].reshape(y.shape), step[1]
     blocks = per_sample_blocks(linearization).detach()
     flat = residual.reshape(blocks.shape[:-1]).to(blocks.dtype)
     factors = lu_factor(blocks)
@@ -90,19 +96,32 @@ def _newton_step(system: System, y: Tensor, residual: Tensor, method: object) ->
         rows = singular.nonzero().reshape(-1)
         nearest = torch.linalg.pinv(torch.nan_to_num(blocks[rows]), rtol=_RANK) @ flat[rows].unsqueeze(-1)
         step = step.index_copy(0, rows, nearest.squeeze(-1))
-    return step.reshape(y.shape)
+    return step.reshape(y.shape), None
 
 
 def _sparse_step(
-    linearization: Linearization, residual: Tensor, method: SparseLU, pattern: SparsityPattern
-) -> Tensor:
-    bank = FactorBank()
-    bank.pattern = pattern
-    values = compressed_values(linearization, pattern)
+    linearization: Linearization,
+    residual: Tensor,
+    method: SparseLU,
+    pattern: SparsityPattern,
+    old: FactorBank | None,
+) -> tuple[Tensor, FactorBank | None]:
+    """With old factors refined by the J at hand, where there are some; Newton's, but for their distance²."""
     flat = residual.reshape(linearization.system.shape.count, pattern.shape[0])
-    step = solve_with_values(bank, method, values, flat, transpose=False)
+    bank, values = old or FactorBank(), torch.zeros(0)
+    if old is None:
+        bank.pattern = pattern
+        values = compressed_values(linearization, pattern)
+
+    def apply(rhs: Tensor) -> Tensor:
+        if old is not None:
+            return apply_factors(old.factors, rhs, transpose=False)
+        return solve_with_values(bank, method, values, rhs, transpose=False)
+
+    step = apply(flat)
     missing = flat - push(linearization, step)  # a direct solver may be inexact: a refinement is cheaper than
-    return step + solve_with_values(bank, method, values, missing, transpose=False)  # one step more
+    step = step + apply(missing)  # one step more
+    return step, None if old is not None or _functorch.is_active() else bank
 
 
 def _size(system: System, residual: Tensor) -> Tensor:

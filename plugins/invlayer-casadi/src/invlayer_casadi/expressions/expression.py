@@ -1,4 +1,9 @@
-"""One CasADi Function on the nonzeros of its inputs, by CasADi on the CPU or by its torch translation."""
+"""One CasADi Function on the nonzeros of its inputs, by CasADi on the CPU or by its torch translation.
+
+A tape through the instructions would differentiate ``where(x > 0, sqrt(x), 0)`` to NaN at x = 0, where
+CasADi's derivative is 0. So no tape is made: the rule of a Function is the Function that CasADi derives from
+it, whose rule is CasADi's next one, and derivatives of every order are exact.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +23,15 @@ from invlayer_casadi.expressions.execution import (
     linewise_pays,
     run_program,
 )
+from invlayer_casadi.expressions.patterns import fitted, projected
 from invlayer_casadi.expressions.program import Program, UntranslatableError, program_of
-from invlayer_core import ConditionsError, ConvergenceError, ConvergenceWarning, PerformanceWarning
+from invlayer_core import (
+    ConditionsError,
+    ConvergenceError,
+    ConvergenceWarning,
+    ForeignFunction,
+    PerformanceWarning,
+)
 
 __all__ = ["Backend", "Expression", "OnFailure"]
 
@@ -31,8 +43,8 @@ _TRANSLATED_UNASKED: Final = 50_000  # instructions; walking them takes a second
 
 
 @final
-class Expression:
-    """A Function with its derivatives, which are Functions again: CasADi's own, of every order.
+class Expression(ForeignFunction):
+    """A Function on nonzeros, whose derivatives are Functions again: CasADi's own, of every order.
 
     Parameters
     ----------
@@ -46,7 +58,9 @@ class Expression:
         self, function: ca.Function, backend: Backend = "auto", on_failure: OnFailure = "warn"
     ) -> None:
         self.function, self.backend, self.on_failure = function, backend, on_failure
+        self.name = f"CasadiFunction {function.name()!r}"
         self._functions = ThreadFunctions(function)
+        self._sizes = [function.nnz_out(i) for i in range(function.n_out())]
         self._executions: dict[Any, LevelwiseExecution | LinewiseExecution] = {}
         self._derivatives: dict[Any, Expression] = {}
         self._program: Program | UntranslatableError | None = None
@@ -73,6 +87,29 @@ class Expression:
             with BUILDING:
                 self._derivatives["forward"] = self._derived(self.function.forward(1))
         return self._derivatives["forward"]
+
+    def pull(
+        self,
+        wanted: tuple[bool, ...],
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+    ) -> list[Tensor]:
+        rule = self.reverse(wanted)
+        pulled = rule(*fitted(rule.function, [*inputs, *outputs, *cotangents]))
+        kept = [i for i, want in enumerate(wanted) if want]
+        patterns = [(rule.function.sparsity_out(k), self.function.sparsity_in(i)) for k, i in enumerate(kept)]
+        return [projected(tensor, *pair) for tensor, pair in zip(pulled, patterns, strict=True)]
+
+    def push(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], tangents: Sequence[Tensor]
+    ) -> list[Tensor]:
+        rule = self.forward()
+        pushed = rule(*fitted(rule.function, [*inputs, *outputs, *tangents]))
+        patterns = [
+            (rule.function.sparsity_out(i), self.function.sparsity_out(i)) for i in range(len(pushed))
+        ]
+        return [projected(tensor, *pair) for tensor, pair in zip(pushed, patterns, strict=True)]
 
     def _derived(self, function: ca.Function) -> Expression:
         derived = Expression(function, self.backend, self.on_failure)
@@ -152,8 +189,7 @@ class Expression:
 
     def _by_casadi(self, inputs: Sequence[Tensor], batch: int) -> list[Tensor]:
         given = [tensor.to("cpu", torch.float64).contiguous() for tensor in inputs]
-        sizes = [self.function.nnz_out(i) for i in range(self.function.n_out())]
-        results = [torch.zeros(batch, size, dtype=torch.float64) for size in sizes]
+        results = [torch.zeros(batch, size, dtype=torch.float64) for size in self._sizes]
         if batch == 0:
             return results
         if self.one_by_one:

@@ -12,11 +12,7 @@ from torch import Tensor
 from invlayer_core import _functorch
 from invlayer_core.conditions.kkt import KKTConditions, multiplier_scale
 from invlayer_core.conditions.system import System
-from invlayer_core.conditions.two_sided import (
-    two_sided_complementarity,
-    two_sided_slacks,
-    two_sided_weights,
-)
+from invlayer_core.conditions.two_sided import two_sided_complementarity, two_sided_weights
 from invlayer_core.errors import DegeneracyWarning, warn_user
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
@@ -26,7 +22,6 @@ __all__ = [
     "ConstraintInfo",
     "describe_constraints",
     "two_sided_complementarity",
-    "two_sided_slacks",
     "two_sided_weights",
     "warn_of_degeneracy",
     "warn_of_weakly_active",

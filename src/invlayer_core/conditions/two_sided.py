@@ -13,29 +13,43 @@ those of ``kkt.py``. Which constraints are equations (lower = upper) may differ 
 
 from __future__ import annotations
 
+from typing import NamedTuple, final
+
 import torch
 from torch import Tensor
 
 from invlayer_core.conditions.kkt import Activity, complementarity
 
-__all__ = ["two_sided_complementarity", "two_sided_slacks", "two_sided_weights"]
+__all__ = ["two_sided_complementarity", "two_sided_weights"]
 
 
-def two_sided_slacks(
-    value: Tensor, scaled: Tensor, lower: Tensor, upper: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the bound that can matter: its side (1 upper, −1 lower), slack, and scaled multiplier."""
+@final
+class _Nearest(NamedTuple):
+    """Of the bound that can matter; all but the bound are constants."""
+
+    bound: Tensor
+    side: Tensor  # 1 for the upper one, −1 for the lower one
+    slack: Tensor
+    scaled: Tensor
+    active: Tensor
+
+
+def _nearest(value: Tensor, scaled: Tensor, lower: Tensor, upper: Tensor) -> _Nearest:
     with torch.no_grad():
         moved = value + scaled
         on_upper = (moved > upper) | (~(moved < lower) & (scaled > 0))
         side = torch.where(on_upper, 1.0, -1.0).to(value)
-    return side, side * (torch.where(on_upper, upper, lower) - value), side * scaled
+    bound = torch.where(on_upper, upper, lower)
+    with torch.no_grad():
+        slack, scaled = side * (bound - value), side * scaled
+        active = ~(slack >= scaled) | (lower == upper)  # NaN is active, so that it stays
+    return _Nearest(bound, side, slack, scaled, active)
 
 
 def two_sided_complementarity(
     value: Tensor, multiplier: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, activity: Activity
 ) -> Tensor:
-    """The natural residual c − Π(c + s μ), ``(*batch, k)``; for an equation c − upper, whatever μ.
+    """The natural residual c − Π(c + s μ), ``(*batch, k)``; for an equation c − bound, whatever μ.
 
     Parameters
     ----------
@@ -48,9 +62,13 @@ def two_sided_complementarity(
     activity : {"exact", "soft", "full"}
         See :func:`~invlayer_core.conditions.kkt.complementarity`.
     """
-    side, slack, scaled = two_sided_slacks(value, multiplier * scale, lower, upper)
-    row = -side * complementarity(slack, scaled, torch.ones_like(scale), activity)
-    return torch.where(lower == upper, value - upper, row)
+    scaled = multiplier * scale
+    bound, side, _, _, active = _nearest(value, scaled, lower, upper)
+    gap = value - bound
+    if activity == "exact":
+        return torch.where(active, gap, -scaled)
+    row = -side * complementarity(-side * gap, side * scaled, torch.ones_like(scale), activity)
+    return torch.where(lower == upper, gap, row)
 
 
 @torch.no_grad()
@@ -61,11 +79,10 @@ def two_sided_weights(
 
     Parameters are those of :func:`two_sided_complementarity`, whose derivative this is; not for ``"full"``.
     """
-    _, slack, scaled = two_sided_slacks(value, multiplier * scale, lower, upper)
+    _, _, slack, scaled, active = _nearest(value, multiplier * scale, lower, upper)
     if activity == "exact":
-        weight = (slack < scaled).to(value)
-    else:
-        total = slack + scaled
-        known = slack.isfinite() & (total > 0)
-        weight = torch.where(known, scaled / torch.where(known, total, 1.0), 0.0)
+        return active.to(value)
+    total = slack + scaled
+    known = slack.isfinite() & (total > 0)
+    weight = torch.where(known, scaled / torch.where(known, total, 1.0), 0.0)
     return torch.where((lower == upper) | value.isnan(), torch.ones_like(weight), weight)

@@ -23,7 +23,7 @@ from invlayer_casadi.expressions.execution import (
     linewise_pays,
     run_program,
 )
-from invlayer_casadi.expressions.patterns import fitted, projected
+from invlayer_casadi.expressions.patterns import fitted, projected, sources_of
 from invlayer_casadi.expressions.program import Program, UntranslatableError, program_of
 from invlayer_core import (
     ConditionsError,
@@ -60,6 +60,8 @@ class Expression(ForeignFunction):
         self.function, self.backend, self.on_failure = function, backend, on_failure
         self.name = f"CasadiFunction {function.name()!r}"
         self._functions = ThreadFunctions(function)
+        self._taken = [function.nnz_in(i) for i in range(function.n_in())]
+        self._sources: list[Tensor | None] = []  # of a rule: where its outputs stand in what it derives
         self._sizes = [function.nnz_out(i) for i in range(function.n_out())]
         self._executions: dict[Any, LevelwiseExecution | LinewiseExecution] = {}
         self._derivatives: dict[Any, Expression] = {}
@@ -78,15 +80,29 @@ class Expression(ForeignFunction):
                 whole = self.function.reverse(1)
                 if len(kept) < whole.n_out():
                     whole = whole.slice(whole.name(), list(range(whole.n_in())), kept)
-                self._derivatives[wanted] = self._derived(whole)
+                patterns = [self.function.sparsity_in(i) for i in kept]
+                self._derivatives[wanted] = self._derived(whole, patterns)
         return self._derivatives[wanted]
 
     def forward(self) -> Expression:
         """(inputs, outputs, tangents) ↦ the tangents of all outputs."""
         if "forward" not in self._derivatives:
             with BUILDING:
-                self._derivatives["forward"] = self._derived(self.function.forward(1))
+                patterns = [self.function.sparsity_out(i) for i in range(self.function.n_out())]
+                self._derivatives["forward"] = self._derived(self.function.forward(1), patterns)
         return self._derivatives["forward"]
+
+    def _derived(self, function: ca.Function, patterns: Sequence[ca.Sparsity]) -> Expression:
+        """A rule, whose outputs are wanted on these patterns."""
+        derived = Expression(function, self.backend, self.on_failure)
+        derived.one_by_one = self.one_by_one
+        derived._sources = [sources_of(function.sparsity_out(i), p) for i, p in enumerate(patterns)]
+        return derived
+
+    def _as_rule(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What this derivative Function gives, on the patterns of what it derives."""
+        found = self(*fitted(self._taken, tensors))
+        return [projected(tensor, sources) for tensor, sources in zip(found, self._sources, strict=True)]
 
     def pull(
         self,
@@ -95,26 +111,12 @@ class Expression(ForeignFunction):
         outputs: Sequence[Tensor],
         cotangents: Sequence[Tensor],
     ) -> list[Tensor]:
-        rule = self.reverse(wanted)
-        pulled = rule(*fitted(rule.function, [*inputs, *outputs, *cotangents]))
-        kept = [i for i, want in enumerate(wanted) if want]
-        patterns = [(rule.function.sparsity_out(k), self.function.sparsity_in(i)) for k, i in enumerate(kept)]
-        return [projected(tensor, *pair) for tensor, pair in zip(pulled, patterns, strict=True)]
+        return self.reverse(wanted)._as_rule([*inputs, *outputs, *cotangents])
 
     def push(
         self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], tangents: Sequence[Tensor]
     ) -> list[Tensor]:
-        rule = self.forward()
-        pushed = rule(*fitted(rule.function, [*inputs, *outputs, *tangents]))
-        patterns = [
-            (rule.function.sparsity_out(i), self.function.sparsity_out(i)) for i in range(len(pushed))
-        ]
-        return [projected(tensor, *pair) for tensor, pair in zip(pushed, patterns, strict=True)]
-
-    def _derived(self, function: ca.Function) -> Expression:
-        derived = Expression(function, self.backend, self.on_failure)
-        derived.one_by_one = self.one_by_one
-        return derived
+        return self.forward()._as_rule([*inputs, *outputs, *tangents])
 
     def with_outputs(self, outputs: Sequence[Tensor]) -> Expression:
         """The same at a point where the outputs ``(B, nnz)`` are known already; derivatives are shared."""

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import casadi as ca
 import torch
 from torch import Tensor
 
-__all__ = ["fitted", "projected"]
+__all__ = ["fitted", "projected", "sources_of"]
 
 
-def fitted(rule: ca.Function, tensors: Sequence[Tensor]) -> list[Tensor]:
+def fitted(sizes: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
     """What a derivative Function takes: it asks for nothing of the outputs that it does not read."""
-    sizes = [rule.nnz_in(i) for i in range(rule.n_in())]
     return [t if t.shape[-1] == size else t[..., :size] for t, size in zip(tensors, sizes, strict=True)]
 
 
-def projected(nonzeros: Tensor, given: Any, wanted: Any) -> Tensor:
-    """Nonzeros on one pattern as nonzeros on a larger one."""
+def sources_of(given: ca.Sparsity, wanted: ca.Sparsity) -> Tensor | None:
+    """Which nonzero of one pattern each one of a larger is, or one past the last; None if all agree."""
     if given.nnz() == wanted.nnz():
-        return nonzeros
+        return None
     of = {place: k for k, place in enumerate(zip(*given.get_triplet(), strict=True))}
-    sources = [of.get(place, given.nnz()) for place in zip(*wanted.get_triplet(), strict=True)]
+    return torch.tensor([of.get(place, given.nnz()) for place in zip(*wanted.get_triplet(), strict=True)])
+
+
+def projected(nonzeros: Tensor, sources: Tensor | None) -> Tensor:
+    """Nonzeros on one pattern as nonzeros on a larger one."""
+    if sources is None:
+        return nonzeros
     padded = torch.cat([nonzeros, nonzeros.new_zeros(*nonzeros.shape[:-1], 1)], dim=-1)
-    return padded.index_select(-1, torch.tensor(sources, device=nonzeros.device))
+    return padded.index_select(-1, sources.to(nonzeros.device))

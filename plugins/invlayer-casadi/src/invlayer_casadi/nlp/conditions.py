@@ -11,7 +11,8 @@ f: see :meth:`NlpConditions.scale`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, final, get_args
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 import invlayer_core as inv
 from invlayer_casadi.nlp.program import NlpProgram
 
-__all__ = ["ACTIVITIES", "Activity", "ConstraintRows", "NlpConditions"]
+__all__ = ["ACTIVITIES", "Activity", "ConstraintRows", "CurvatureMemo", "NlpConditions"]
 
 Activity = Literal["exact", "soft"]
 ACTIVITIES = get_args(Activity)
@@ -38,6 +39,23 @@ class ConstraintRows(NamedTuple):
 
 
 @final
+class CurvatureMemo:
+    """The curvature at the last point of one call, for which certificate, polish and derivative all ask."""
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[Tensor, ...], Tensor] | None = None
+
+    def at(self, point: tuple[Tensor, ...], find: Callable[[], Tensor]) -> Tensor:
+        """What ``find`` has found, or finds now."""
+        if inv.in_transform() or point[0].device.type != "cpu":  # where a look at values costs more
+            return find()
+        known = self._known  # read once: backward passes may run in several threads
+        if known is None or not all(map(torch.equal, known[0], point)):
+            self._known = known = tuple(tensor.clone() for tensor in point), find()
+        return known[1]
+
+
+@final
 @dataclass(frozen=True)
 class NlpConditions:
     """``F(z, p, lbx, ubx, lbg, ubg, unit)``, zero at a minimum with its multipliers.
@@ -48,6 +66,11 @@ class NlpConditions:
 
     program: NlpProgram
     activity: Activity = "exact"
+    memo: CurvatureMemo = field(default_factory=CurvatureMemo, compare=False)
+
+    def of_one_call(self) -> NlpConditions:
+        """The same, with a memory of its own."""
+        return replace(self, memo=CurvatureMemo())
 
     def split(self, z: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z ``(*batch, 2n + m)`` as x, λ and ν."""
@@ -96,9 +119,12 @@ class NlpConditions:
     @torch.no_grad()
     def curvature(self, x: Tensor, p: Tensor, lam_g: Tensor, gradient: Tensor) -> Tensor:
         """How large ∇²ₓ of the Lagrangian is, about, ``(*batch, 1)``: from one more gradient beside x."""
-        x, p, lam_g = x.detach(), p.detach(), lam_g.detach()
+        point = x.detach(), p.detach(), lam_g.detach()
+        return self.memo.at(point, lambda: self._curvature(*point, gradient.detach()))
+
+    def _curvature(self, x: Tensor, p: Tensor, lam_g: Tensor, gradient: Tensor) -> Tensor:
         step = (torch.finfo(x.dtype).eps ** 0.25) * (1.0 + x.abs()) * self.program.uneven.to(x)
-        change = self.program.first(x + step, p, lam_g)[0] - gradient.detach()
+        change = self.program.first(x + step, p, lam_g)[0] - gradient
         curvature = change.abs().amax(-1, keepdim=True) / step.abs().amax(-1, keepdim=True)
         return torch.nan_to_num(curvature, 0.0, 0.0, 0.0)
 

@@ -9,6 +9,7 @@ Rows as in ``conditions.py``, unknowns (x, λ, ν) with the multipliers in units
 
 from __future__ import annotations
 
+import copy
 from typing import Any, final
 
 import numpy as np
@@ -42,6 +43,17 @@ class NlpJacobian(inv.jacobians.SparseJacobian):
         )
         self.places = self.pattern.rows, self.pattern.cols
         self._rows_of_g = torch.from_numpy(conditions.program.jacobian_places[0])
+
+    def of(self, conditions: NlpConditions) -> NlpJacobian:
+        """That of other conditions of the same program."""
+        twin = copy.copy(self)
+        twin.conditions = conditions
+        return twin
+
+    def __copy__(self) -> NlpJacobian:
+        twin = NlpJacobian.__new__(NlpJacobian)
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NlpJacobian, (self.conditions,)

@@ -103,7 +103,8 @@ class NlpProblem:
         values = self._read(p, given)
         batch = torch.broadcast_shapes(*(value.shape[:-1] for value in values.values()))
         guesses = [values[name].detach().expand(*batch, -1) for name in ("x0", "lam_g0", "lam_x0")]
-        unit = self.conditions.unit(guesses[0], values["p"].detach(), guesses[1])
+        conditions = self.conditions.of_one_call()
+        unit = conditions.unit(guesses[0], values["p"].detach(), guesses[1])
         start = torch.cat([guesses[0], guesses[1] / unit, guesses[2] / unit], -1)
         args = (*(values[name] for name in _GIVEN), unit)
         options = {
@@ -112,11 +113,11 @@ class NlpProblem:
         }
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.native is None):
             found = inv.root(
-                self.conditions, start, args, solver=self.solver, options=options,
-                jacobian=self.jacobian, **self.keywords,
+                conditions, start, args, solver=self.solver, options=options,
+                jacobian=self.jacobian.of(conditions), **self.keywords,
             )  # fmt: skip
         z, *info = found if self.keywords.get("return_info") else (found,)
-        self._warn_of_weakly_active(z, args)
+        self._warn_of_weakly_active(conditions, z, args)
         results = self._outputs(z, values, unit)
         return (results, *info) if info else results
 
@@ -156,12 +157,12 @@ class NlpProblem:
         results = tuple(found[name] for name in self.settings.outputs)
         return results[0] if self.settings.single else results
 
-    def _warn_of_weakly_active(self, z: Tensor, args: Sequence[Tensor]) -> None:
+    def _warn_of_weakly_active(self, conditions: NlpConditions, z: Tensor, args: Sequence[Tensor]) -> None:
         """Say where a derivative will be one-sided."""
         if not z.requires_grad or inv.in_transform():
             return
         sizes = {"g": self.program.constraints, "x": self.program.unknowns}
-        inv.constraints.warn_of_weakly_active(self.conditions.weakly_active(z, *args), sizes)
+        inv.constraints.warn_of_weakly_active(conditions.weakly_active(z, *args), sizes)
 
 
 def _first_tensor(values: Sequence[Any]) -> Tensor:

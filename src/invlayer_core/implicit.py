@@ -133,11 +133,15 @@ class Settings:
 @final
 @dataclass(frozen=True)
 class Solution:
-    """y*, differentiable, with what is known about it (``info`` only if asked for, or if a sample failed)."""
+    """y*, differentiable, with what is known about it (``info`` only if asked for, or if a sample failed).
+
+    ``dead`` are the samples ``(*batch,)`` without a derivative, if there are any.
+    """
 
     y: Tensor
     info: SolveInfo | None
     outcome: Outcome
+    dead: Tensor | None = None
 
 
 def solve_implicitly(
@@ -222,7 +226,8 @@ def solve_implicitly(
     info = replace(info, start=_origin(info.ok, outcome, warm))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    return Solution(_attach(system, y, dead, settings, outcome, factors, iterations, resolve), info, outcome)
+    y = _attach(system, y, dead, settings, outcome, factors, iterations, resolve)
+    return Solution(y, info, outcome, dead)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:

@@ -183,11 +183,11 @@ def test_per_sample_solver_under_vmap(parts) -> None:
 
 
 def test_factors_are_made_once_for_polish_and_all_cotangents(monkeypatch: pytest.MonkeyPatch) -> None:
-    from invlayer_core.linear import saddle_bank
+    from invlayer_core.linear.saddle_point import bank
 
     made = []
-    original = saddle_bank.make_saddle_point
-    monkeypatch.setattr(saddle_bank, "make_saddle_point", lambda *args: made.append(args) or original(*args))
+    original = bank.make_saddle_point
+    monkeypatch.setattr(bank, "make_saddle_point", lambda *args: made.append(args) or original(*args))
     given = leaves(program(batched="q"))
     x = inv.qp(**given, solver=TryAll())
     assert not made  # exact already: nothing is factorised before the backward pass

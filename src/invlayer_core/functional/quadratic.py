@@ -21,11 +21,12 @@ from invlayer_core.errors import ConditionsError, DegeneracyWarning, warn_user
 from invlayer_core.execution.plan import check_batched
 from invlayer_core.execution.quadratic import QuadraticForward
 from invlayer_core.implicit import Settings, Solution, solve_implicitly
-from invlayer_core.linear.saddle_bank import SaddleBank
+from invlayer_core.linear.saddle_point.bank import SaddleBank
 from invlayer_core.linear.sparse_lu import SparseLU
 from invlayer_core.matrices import SparseForm
-from invlayer_core.quadratic.active_set import PolishedForward, describe_active_set
+from invlayer_core.quadratic.active_set import PolishedForward
 from invlayer_core.quadratic.arguments import read_program
+from invlayer_core.quadratic.description import describe_active_set
 from invlayer_core.solvers.contract import Solver, SolverResult
 from invlayer_core.structure import Arguments
 

@@ -102,7 +102,7 @@ class _Whole(NamedTuple):
 
 @final
 class _Factors(NamedTuple):
-    """P = L Lᵀ and the Schur complement of the active rows, as in ``linear/saddle_point.py``."""
+    """P = L Lᵀ and the Schur complement of the active rows, as in ``linear/saddle_point/dense.py``."""
 
     P: Tensor
     lower: Tensor

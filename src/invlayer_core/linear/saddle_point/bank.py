@@ -11,7 +11,6 @@ from invlayer_core import _functorch
 from invlayer_core.conditions.quadratic import MATRICES, QuadraticProgram
 from invlayer_core.linear.saddle_point.dense import DenseSaddlePoint
 from invlayer_core.linear.saddle_point.solution import SaddlePoint
-from invlayer_core.linear.saddle_point.sparse import SparseSaddlePoint
 from invlayer_core.matrices import DenseForm
 from invlayer_core.solvers.direct import SparseDirectSolver
 from invlayer_core.solvers.registry import get_registry
@@ -68,4 +67,6 @@ def make_saddle_point(
         return DenseSaddlePoint(program, active, exempt)
     if direct is None:
         direct = get_registry().get_linear_solver("scipy.splu", "qp with sparse matrices")
+    from invlayer_core.linear.saddle_point.sparse import SparseSaddlePoint  # it needs NumPy
+
     return SparseSaddlePoint(program, active, exempt, direct)

@@ -1,79 +1,77 @@
-"""One sample's matrices by their entries, on the host."""
+"""A matrix by its entries, on the host in NumPy: what sparse systems are made of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import final
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from invlayer_core.conditions.quadratic import QuadraticProgram
-from invlayer_core.matrices import MatrixForm, SparseForm
-
-__all__ = ["Entries", "apply_entries", "row_entries", "symmetric_entries", "transposed"]
+__all__ = ["Entries", "stable_order", "stacked", "symmetric_part"]
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """A sparse matrix by its entries."""
+    """A sparse matrix by its entries, each place at most once; ``M @ x`` for a vector, and ``M.T``."""
 
-    row: Tensor
-    column: Tensor
-    value: Tensor
+    shape: tuple[int, int]
+    row: np.ndarray
+    column: np.ndarray
+    value: np.ndarray
 
+    def __matmul__(self, x: np.ndarray) -> np.ndarray:
+        product: np.ndarray = np.bincount(self.row, self.value * x[self.column], self.shape[0])
+        return product
 
-def _entries(form: MatrixForm, held: Tensor) -> Entries:
-    if isinstance(form, SparseForm):
-        return Entries(form.row.cpu(), form.column.cpu(), held.to("cpu", torch.float64))
-    host = held.to("cpu", torch.float64)
-    row, column = host.nonzero(as_tuple=True)
-    return Entries(row, column, host[row, column])
+    @property
+    def T(self) -> Entries:  # noqa: N802 (as NumPy has it)
+        """Rows and columns exchanged."""
+        return Entries(self.shape[::-1], self.column, self.row, self.value)
 
-
-def symmetric_entries(program: QuadraticProgram) -> Entries:
-    """½ (P + Pᵀ)."""
-    n = program.layout.size
-    if "P" not in program.tensors:
-        return _no_entries()
-    P = _entries(program.layout.forms["P"], program.tensors["P"])
-    if torch.equal(P.row, P.column):
-        return P
-    keys = torch.cat([P.row * n + P.column, P.column * n + P.row])
-    places, slot = keys.unique(return_inverse=True)
-    value = torch.zeros(len(places), dtype=torch.float64)
-    value.index_add_(0, slot, 0.5 * torch.cat([P.value, P.value]))
-    return Entries(places // n, places % n, value)
+    def by_rows(self) -> Entries:
+        """The same, row by row with ascending columns."""
+        keys = self.row * self.shape[1] + self.column
+        if (keys[1:] > keys[:-1]).all():
+            return self
+        order = keys.argsort()
+        return Entries(self.shape, self.row[order], self.column[order], self.value[order])
 
 
-def row_entries(program: QuadraticProgram) -> Entries:
-    """A above G, one sample."""
-    parts, first = [], 0
-    for name in ("A", "G"):
-        if name in program.tensors:
-            form = program.layout.forms[name]
-            part = _entries(form, program.tensors[name])
-            parts.append(Entries(part.row + first, part.column, part.value))
-            first += form.rows
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        return _no_entries()
-    return Entries(*(torch.cat([getattr(p, f) for p in parts]) for f in ("row", "column", "value")))
+def symmetric_part(matrix: Entries) -> Entries:
+    """½ (M + Mᵀ)."""
+    row, column, value = matrix.row, matrix.column, matrix.value
+    if np.array_equal(row, column):
+        return matrix
+    n = matrix.shape[0]
+    places, slot = np.unique(np.concatenate([row * n + column, column * n + row]), return_inverse=True)
+    halves = np.bincount(slot, np.concatenate([0.5 * value, 0.5 * value]), len(places))
+    return Entries(matrix.shape, places // n, places % n, halves)
 
 
-def _no_entries() -> Entries:
-    nothing = torch.zeros(0, dtype=torch.int64)
-    return Entries(nothing, nothing, torch.zeros(0, dtype=torch.float64))
+def stacked(blocks: list[Entries], columns: int) -> Entries:
+    """One above the other."""
+    if len(blocks) == 1:
+        return blocks[0]
+    if not blocks:
+        nothing = np.zeros(0, dtype=np.int64)
+        return Entries((0, columns), nothing, nothing, np.zeros(0))
+    first = np.cumsum([0, *(block.shape[0] for block in blocks)])
+    return Entries(
+        (int(first[-1]), columns),
+        np.concatenate([block.row + start for block, start in zip(blocks, first, strict=False)]),
+        np.concatenate([block.column for block in blocks]),
+        np.concatenate([block.value for block in blocks]),
+    )
 
 
-def apply_entries(matrix: Entries, vectors: Tensor, rows: int) -> Tensor:
-    """``(V, n) -> (V, rows)``."""
-    picked = matrix.value * vectors.index_select(-1, matrix.column)
-    return vectors.new_zeros(len(vectors), rows).index_add_(-1, matrix.row, picked)
+def stable_order(keys: np.ndarray, bound: int) -> np.ndarray:
+    """What sorts whole numbers below a bound, equal ones in the order they come in.
 
-
-def transposed(matrix: Entries) -> Entries:
-    """Rows and columns exchanged."""
-    return Entries(matrix.column, matrix.row, matrix.value)
+    NumPy sorts 16 bits in linear time, and a digit after the other sorts all.
+    """
+    order: np.ndarray = (keys & 0xFFFF).astype(np.uint16).argsort(kind="stable")
+    for shift in range(16, int(bound).bit_length(), 16):
+        digit = (keys >> shift & 0xFFFF).astype(np.uint16)
+        order = order[digit[order].argsort(kind="stable")]
+    return order

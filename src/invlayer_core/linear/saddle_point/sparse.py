@@ -1,39 +1,25 @@
 """Solves with the saddle-point matrix of the active constraints, sample by sample, by a sparse direct solver.
 
-What fixes one variable alone (a bound, or a row with one entry) is taken out first. Of the rest,
-
-    [ P   Cᵀ ]
-    [ C   0  ]
-
-is factorised as it stands. Where that is singular (rows that depend on each other, x not unique), K + δ
-diag(I, −I) has the factors instead: it is quasi-definite, so that it always has some (Vanderbei, SIAM J.
-Optim. 1995), and refinement with it converges to the solution of least norm: both matrices map the null space
-of K, and its orthogonal complement, to themselves.
+It is imported on first use: what it works with is NumPy, which a direct solver has been given anyway.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from invlayer_core.conditions.quadratic import QuadraticProgram, program_of_sample
+from invlayer_core.linear.saddle_point.entries import Entries, stacked, symmetric_part
 from invlayer_core.linear.saddle_point.solution import SaddleSolution
+from invlayer_core.linear.saddle_point.sparse_factors import SparseFactors
 from invlayer_core.linear.saddle_point.sparse_system import SparseSystem
-from invlayer_core.solvers.direct import Factor, SparseDirectSolver
+from invlayer_core.matrices import SparseForm
+from invlayer_core.solvers.direct import SparseDirectSolver
 
-if TYPE_CHECKING:
-    import numpy as np
-
-__all__ = ["SparseSaddlePoint"]
-
-_ACCEPTED = 1e-10  # backward error, relative
-_REFINED = 1e-13
-_GROWTH = 1e7  # times its right-hand side a solution may be before the matrix is taken for singular
-_CONSISTENT = 1e-7  # a share of the right-hand side that may be left where the matrix is singular
-_DELTA = 1e-6  # rounding leaves a share of about eps/δ in the null space
-_STEPS = 60
+__all__ = ["SparseSaddlePoint", "entries_of"]
 
 
 @final
@@ -51,83 +37,51 @@ class SparseSaddlePoint:
     ) -> None:
         batch = active.shape[:-1]
         self.device = active.device
-        host = active.reshape(batch.numel(), active.shape[-1]).cpu()
+        host = active.reshape(batch.numel(), active.shape[-1]).cpu().numpy()
         skipped = [False] * len(host) if exempt is None else exempt.reshape(-1).tolist()
-        self.systems = [
-            None if skip else _Factorised(SparseSystem(program_of_sample(program, batch, i), host[i]), direct)
+        self.samples = [
+            None if skip else SparseFactors(_system(program_of_sample(program, batch, i), host[i]), direct)
             for i, skip in enumerate(skipped)
         ]
 
     def solve(self, rhs: Tensor) -> SaddleSolution:
         """w for right-hand sides ``(V, B, n + m)``."""
-        host = rhs.to("cpu", torch.float64)
-        w = torch.zeros_like(host)
+        host = rhs.to("cpu", torch.float64).numpy()
+        w = np.zeros_like(host)
         singular, unsolvable = (torch.zeros(rhs.shape[1], dtype=torch.bool) for _ in range(2))
-        for index, system in enumerate(self.systems):
-            if system is not None:
-                w[:, index], singular[index], unsolvable[index] = system.solve(host[:, index])
+        for index, sample in enumerate(self.samples):
+            if sample is not None:
+                unsolvable[index] = _solve_all(sample, host[:, index], w[:, index])
+                singular[index] = not sample.regular
         verdicts = (mask.to(self.device) for mask in (singular, torch.zeros_like(singular), unsolvable))
-        return SaddleSolution(w.to(rhs), *verdicts)
+        return SaddleSolution(torch.from_numpy(w).to(rhs), *verdicts)
 
 
-@final
-class _Factorised:
-    """One sample, and the factors of its matrix, or of the matrix shifted."""
-
-    def __init__(self, system: SparseSystem, direct: SparseDirectSolver) -> None:
-        self.system, self.direct = system, direct
-        self.factor, self.regular = self._factorise(0.0), True
-
-    def _factorise(self, delta: float) -> Factor | None:
-        if not self.system.order:
-            return None
-        try:
-            return self.direct.factorise(self.system.compressed(delta), {})
-        except ArithmeticError:
-            return None
-
-    def solve(self, rhs: Tensor) -> tuple[Tensor, bool, bool]:
-        """w for ``(V, n + m)``; whether the matrix is singular, and whether w is no solution."""
-        reduced, fixed = self.system.reduced(rhs)
-        w, singular, unsolvable = self._solve_reduced(reduced)
-        return self.system.whole(rhs, w, fixed), singular, unsolvable
-
-    def _solve_reduced(self, rhs: Tensor) -> tuple[Tensor, bool, bool]:
-        if not self.system.order:
-            return rhs, False, False
-        w = None
-        if self.regular and self.factor is not None:
-            w, error = self._refined(self.factor, rhs, 3)
-            if error <= _ACCEPTED and _grows_little(w, rhs):
-                return w, False, False
-        shifted = self._factorise(_DELTA) if self.regular else self.factor  # once singular, always so
-        if shifted is None:
-            return torch.full_like(rhs, torch.nan), True, True
-        least, its_error = self._refined(shifted, rhs, _STEPS)
-        if w is not None and error <= _ACCEPTED and not its_error <= _ACCEPTED:
-            return w, False, False  # regular, only ill-conditioned
-        self.factor, self.regular = shifted, False
-        left = (rhs - self.system.times(least)).abs().amax()
-        return least, True, not bool(left <= _CONSISTENT * rhs.abs().amax())
-
-    def _refined(self, factor: Factor, rhs: Tensor, steps: int) -> tuple[Tensor, float]:
-        w, gap, error = torch.zeros_like(rhs), rhs, float("inf")
-        for _ in range(steps):
-            trial = w + torch.stack([torch.from_numpy(_solved(factor, row)) for row in gap])
-            its_gap = rhs - self.system.times(trial)
-            size = rhs.abs().amax() + trial.abs().amax()
-            its_error = float(its_gap.abs().amax() / size) if size > 0 else 0.0
-            if not its_error < error:  # also for NaN
-                break
-            w, gap, error = trial, its_gap, its_error
-            if error <= _REFINED:
-                break
-        return w, error
+def _solve_all(sample: SparseFactors, rhs: np.ndarray, w: np.ndarray) -> bool:
+    """Solve for all right-hand sides with the same factors; whether one has no solution."""
+    while True:
+        regular, unsolvable = sample.regular, False
+        for index, row in enumerate(rhs):
+            w[index], its = sample.solve(row)
+            unsolvable |= its
+        if sample.regular is regular:
+            return unsolvable
 
 
-def _solved(factor: Factor, rhs: Tensor) -> np.ndarray:
-    return factor.solve(rhs.contiguous().numpy())
+def _system(program: QuadraticProgram, active: np.ndarray) -> SparseSystem:
+    layout, n = program.layout, program.layout.size
+    names = ("lb" in layout.names, "ub" in layout.names)
+    rows = stacked([entries_of(program, name) for name in ("A", "G") if name in layout.names], n)
+    P = symmetric_part(entries_of(program, "P")) if "P" in layout.names else stacked([], n)
+    return SparseSystem(Entries((n, n), P.row, P.column, P.value), rows, active, layout.equalities, *names)
 
 
-def _grows_little(w: Tensor, rhs: Tensor) -> bool:
-    return bool(w.abs().amax() <= _GROWTH * rhs.abs().amax())
+def entries_of(program: QuadraticProgram, name: str) -> Entries:
+    """P, G or A of one sample by its entries, row by row."""
+    form, held = program.layout.forms[name], program.tensors[name].detach().to("cpu", torch.float64)
+    shape = (form.rows, form.columns)
+    if isinstance(form, SparseForm):
+        return Entries(shape, form.row.cpu().numpy(), form.column.cpu().numpy(), held.numpy()).by_rows()
+    array = held.numpy()
+    row, column = array.nonzero()
+    return Entries(shape, row, column, array[row, column])

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from invlayer_core.conditions.quadratic import QuadraticProgram
-from invlayer_core.linear.saddle_point.entries import (
-    apply_entries,
-    row_entries,
-    symmetric_entries,
-    transposed,
-)
+from invlayer_core.linear.saddle_point.entries import Entries, stable_order
 from invlayer_core.solvers.direct import SparseMatrix
 
 __all__ = ["SparseSystem"]
@@ -25,133 +18,137 @@ class SparseSystem:
 
     Parameters
     ----------
-    program : QuadraticProgram
-        One sample, without batch dims.
-    active : Tensor of bool, shape ``(m,)``
+    hessian : Entries
+        ½ (P + Pᵀ), row by row.
+    matrix : Entries
+        A above G, row by row.
+    active : ndarray of bool, shape ``(m,)``
+        Of the rows of A and G, and of the lower and upper bounds, where there are any.
+    equalities : int
+    has_lower, has_upper : bool
     """
 
-    def __init__(self, program: QuadraticProgram, active: Tensor) -> None:
-        layout = program.layout
-        self.n, self.rows = layout.size, layout.rows
-        self.has_lower, self.has_upper = "lb" in layout.names, "ub" in layout.names
-        self.hessian = symmetric_entries(program)
-        self.matrix = row_entries(program)
-        self._fix(active, layout.equalities)
+    def __init__(
+        self,
+        hessian: Entries,
+        matrix: Entries,
+        active: np.ndarray,
+        equalities: int,
+        has_lower: bool,
+        has_upper: bool,
+    ) -> None:
+        self.n, self.rows = hessian.shape[0], matrix.shape[0]
+        self.hessian, self.matrix = hessian, matrix
+        self.has_lower, self.has_upper = has_lower, has_upper
+        self._fix(active, equalities)
         self._reduce()
 
-    def _fix(self, active: Tensor, equalities: int) -> None:
+    def _fix(self, active: np.ndarray, equalities: int) -> None:
         """The variables that stand at a bound, or that a row with one entry fixes."""
-        bounds, nothing = active[self.rows :], torch.zeros(self.n, dtype=torch.bool)
+        bounds, nothing = active[self.rows :], np.zeros(self.n, dtype=bool)
         self.lower = bounds[: self.n] if self.has_lower else nothing
         self.upper = (bounds[-self.n :] & ~self.lower) if self.has_upper else nothing
-        fixed = self.lower | self.upper
-        rows = active[: self.rows].clone()
+        fixed, kept = self.lower | self.upper, active[: self.rows].copy()
         row, column, value = self.matrix.row, self.matrix.column, self.matrix.value
-        alone = (torch.bincount(row, minlength=self.rows) == 1) & rows
+        alone = (np.bincount(row, minlength=self.rows) == 1) & kept
         alone[:equalities] = False
-        single = (
-            (alone.index_select(0, row) & ~fixed.index_select(0, column) & (value != 0)).nonzero().reshape(-1)
-        )
-        owner = torch.full((self.n,), -1).index_copy_(0, column[single], single)
-        single = owner[owner >= 0]  # one for each variable; others stay rows
+        single = np.zeros(0, dtype=np.int64)
+        if alone.any():
+            single = (alone[row] & ~fixed[column] & (value != 0)).nonzero()[0]
+            owner = np.full(self.n, -1)
+            owner[column[single]] = single
+            single = owner[owner >= 0]  # one for each variable; others stay rows
+            fixed[column[single]] = True
+            kept[row[single]] = False
         self.single_row, self.single_column = row[single], column[single]
         self.single_value = value[single]
-        fixed[self.single_column] = True
-        rows[self.single_row] = False
-        self.free, self.kept = ~fixed, rows
+        self.free_index, self.kept_index = (~fixed).nonzero()[0], kept.nonzero()[0]
+        self._fixed, self._kept = fixed, kept
 
     def _reduce(self) -> None:
         """The matrix over free variables and kept rows, as entries in the order of its columns."""
-        free, kept = self.free.nonzero().reshape(-1), self.kept.nonzero().reshape(-1)
-        self.free_index, self.kept_index = free, kept
-        number = torch.full((self.n,), -1).index_copy_(0, free, torch.arange(len(free)))
-        line = torch.full((self.rows,), -1).index_copy_(0, kept, torch.arange(len(kept)))
-        P, C = self.hessian, self.matrix
-        pi, pj = number.index_select(0, P.row), number.index_select(0, P.column)
-        there = ((pi >= 0) & (pj >= 0)).nonzero().reshape(-1)
-        pi, pj, pv = pi[there], pj[there], P.value[there]
-        ci, cj = line.index_select(0, C.row), number.index_select(0, C.column)
-        there = ((ci >= 0) & (cj >= 0)).nonzero().reshape(-1)
-        ci, cj, cv = ci[there], cj[there], C.value[there]
-        norms = torch.zeros(len(kept), dtype=torch.float64).index_add_(0, ci, cv * cv).sqrt()
-        self.norms = torch.where(norms > 0, norms, torch.ones_like(norms))
-        self.size = float(pv.abs().max()) if len(pv) else 1.0
-        self.size = self.size if self.size > 0 else 1.0
-        pv, cv = pv / self.size, cv / self.norms.index_select(0, ci)
-        nf, self.order = len(free), len(free) + len(kept)
-        row = torch.cat([pi, ci + nf, cj])
-        column = torch.cat([pj, cj, ci + nf])
-        value = torch.cat([pv, cv, cv])
-        # Every run is nearly sorted, which NumPy's stable sort makes use of.
-        order = torch.from_numpy((column * self.order + row).numpy().argsort(kind="stable"))
-        self.row, self.column, self.value = row[order], column[order], value[order]
+        P, C, nf = self.hessian, self.matrix, len(self.free_index)
+        there = self._kept[C.row]
+        if nf < self.n:
+            number = np.cumsum(~self._fixed) - 1
+            there &= ~self._fixed[C.column]
+            inside = (~(self._fixed[P.row] | self._fixed[P.column])).nonzero()[0]
+            pi, pj, pv = number[P.row[inside]], number[P.column[inside]], P.value[inside]
+        else:
+            pi, pj, pv = P.row, P.column, P.value
+        there = there.nonzero()[0]
+        ci, cj, cv = (np.cumsum(self._kept) - 1)[C.row[there]], C.column[there], C.value[there]
+        if nf < self.n:
+            cj = number[cj]
+        norms = np.sqrt(np.bincount(ci, cv * cv, len(self.kept_index)))
+        norms[norms == 0] = 1.0
+        self.norms = norms
+        self.size = float(np.abs(pv).max(initial=0.0)) or 1.0
+        cv = cv / norms[ci]
+        self.order = nf + len(self.kept_index)
+        # P is symmetric and C goes row by row, so that rows ascend within a column as they come.
+        column = np.concatenate([pi, cj, ci + nf])
+        order = stable_order(column, self.order)
+        row = np.concatenate([pj, ci + nf, cj])[order]
+        value = np.concatenate([pv / self.size, cv, cv])[order]
+        self.entries = Entries((self.order, self.order), row, column[order], value)
 
     def compressed(self, delta: float) -> SparseMatrix:
         """The matrix over what is left; plus δ diag(I, −I)."""
-        row, column, value = self.row, self.column, self.value
-        if delta:
-            row, column, value = self._shifted(delta)
-        pointers = torch.zeros(self.order + 1, dtype=torch.int64)
-        pointers[1:] = torch.bincount(column, minlength=self.order).cumsum(0)
-        return SparseMatrix(
-            self.order, pointers.to(torch.int32).numpy(), row.to(torch.int32).numpy(), value.numpy(), True
-        )
+        entries = self._shifted(delta) if delta else self.entries
+        pointers = np.zeros(self.order + 1, dtype=np.int32)
+        np.cumsum(np.bincount(entries.column, minlength=self.order), out=pointers[1:])
+        return SparseMatrix(self.order, pointers, entries.row.astype(np.int32), entries.value, True)
 
-    def _shifted(self, delta: float) -> tuple[Tensor, Tensor, Tensor]:
-        row, column, value = self.row, self.column, self.value
+    def _shifted(self, delta: float) -> Entries:
+        row, column, value = self.entries.row, self.entries.column, self.entries.value
         nf = len(self.free_index)
         # Least norm is meant in the multipliers as they are, as far as rows of very uneven size allow.
-        uneven = (self.norms.median() / self.norms).square().clamp(1e-3, 1e3) if len(self.norms) else 1.0
-        shift = torch.full((self.order,), delta, dtype=torch.float64)
-        shift[nf:] = -delta * uneven
+        shift = np.full(self.order, delta)
+        if len(self.norms):
+            middle = np.sort(self.norms)[(len(self.norms) - 1) // 2]
+            shift[nf:] = -delta * ((middle / self.norms) ** 2).clip(1e-3, 1e3)
         on_diagonal = row == column
-        value = value + torch.where(on_diagonal, shift[row], 0.0)
-        missing = torch.ones(self.order, dtype=torch.bool)
+        value = value + np.where(on_diagonal, shift[row], 0.0)
+        missing = np.ones(self.order, dtype=bool)
         missing[row[on_diagonal]] = False
-        more = missing.nonzero().reshape(-1)
-        row, column = torch.cat([row, more]), torch.cat([column, more])
-        value = torch.cat([value, shift[more]])
-        order = torch.from_numpy((column * self.order + row).numpy().argsort(kind="stable"))
-        return row[order], column[order], value[order]
+        more = missing.nonzero()[0]
+        row, column = np.concatenate([row, more]), np.concatenate([column, more])
+        # Transposed, it is the same: so what goes row by row goes column by column, too.
+        whole = Entries((self.order, self.order), column, row, np.concatenate([value, shift[more]]))
+        return whole.by_rows().T
 
-    def reduced(self, rhs: Tensor) -> tuple[Tensor, Tensor]:
-        """The right-hand side ``(V, n + m)`` of what is left, scaled; and the variables that are fixed."""
-        linear, rows, bounds = rhs.split((self.n, self.rows, rhs.shape[1] - self.n - self.rows), -1)
-        fixed = self._fixed_values(rows, bounds)
-        left = linear - apply_entries(self.hessian, fixed, self.n)
-        lines = rows - apply_entries(self.matrix, fixed, self.rows)
-        scaled = left[:, self.free_index] / self.size, lines[:, self.kept_index] / self.norms
-        return torch.cat(scaled, -1), fixed
+    def reduced(self, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The right-hand side of what is left, scaled, ``(n + m,) -> (order,)``; and the fixed variables."""
+        linear, limits = rhs[: self.n], rhs[self.n : self.n + self.rows]
+        fixed = self._fixed_values(limits, rhs[self.n + self.rows :])
+        if len(self.free_index) < self.n:
+            linear, limits = linear - self.hessian @ fixed, limits - self.matrix @ fixed
+        scaled = linear[self.free_index] / self.size, limits[self.kept_index] / self.norms
+        return np.concatenate(scaled), fixed
 
-    def whole(self, rhs: Tensor, w: Tensor, x: Tensor) -> Tensor:
-        """(x, μ) in the order of z, of the solution of what is left; writes into the fixed variables x."""
-        linear, rows = rhs[:, : self.n], rhs[:, self.n : self.n + self.rows]
-        x[:, self.free_index] = w[:, : len(self.free_index)]
-        multipliers = torch.zeros_like(rows)
-        multipliers[:, self.kept_index] = w[:, len(self.free_index) :] * self.size / self.norms
-        return self._assembled(linear, x, multipliers)
-
-    def _fixed_values(self, rows: Tensor, bounds: Tensor) -> Tensor:
-        fixed = rows.new_zeros(len(rows), self.n)
+    def _fixed_values(self, limits: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        fixed = np.zeros(self.n)
         if self.has_lower:
-            fixed = torch.where(self.lower, -bounds[:, : self.n], fixed)
+            fixed = np.where(self.lower, -bounds[: self.n], fixed)
         if self.has_upper:
-            fixed = torch.where(self.upper, bounds[:, -self.n :], fixed)
-        fixed[:, self.single_column] = rows[:, self.single_row] / self.single_value
+            fixed = np.where(self.upper, bounds[-self.n :], fixed)
+        fixed[self.single_column] = limits[self.single_row] / self.single_value
         return fixed
 
-    def _assembled(self, linear: Tensor, x: Tensor, multipliers: Tensor) -> Tensor:
-        left = linear - apply_entries(self.hessian, x, self.n)
-        left = left - apply_entries(transposed(self.matrix), multipliers, self.n)
-        multipliers[:, self.single_row] = left[:, self.single_column] / self.single_value
+    def whole(self, rhs: np.ndarray, w: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """(x, μ) in the order of z, of the solution of what is left; writes into the fixed variables x."""
+        nf = len(self.free_index)
+        x[self.free_index] = w[:nf]
+        multipliers = np.zeros(self.rows)
+        multipliers[self.kept_index] = w[nf:] * self.size / self.norms
+        left = np.zeros(self.n)  # where nothing is fixed, no one asks
+        if nf < self.n:
+            left = rhs[: self.n] - self.hessian @ x - self.matrix.T @ multipliers
+            multipliers[self.single_row] = left[self.single_column] / self.single_value
         parts = [x, multipliers]
         if self.has_lower:
-            parts.append(torch.where(self.lower, -left, 0.0))
+            parts.append(np.where(self.lower, -left, 0.0))
         if self.has_upper:
-            parts.append(torch.where(self.upper, left, 0.0))
-        return torch.cat(parts, -1)
-
-    def times(self, w: Tensor) -> Tensor:
-        """The matrix over what is left, times ``(V, order)``."""
-        picked = self.value * w.index_select(-1, self.column)
-        return torch.zeros_like(w).index_add_(-1, self.row, picked)
+            parts.append(np.where(self.upper, left, 0.0))
+        return np.concatenate(parts)

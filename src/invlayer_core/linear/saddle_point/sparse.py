@@ -16,7 +16,7 @@ from invlayer_core.linear.saddle_point.entries import Entries, stacked, symmetri
 from invlayer_core.linear.saddle_point.solution import SaddleSolution
 from invlayer_core.linear.saddle_point.sparse_factors import SparseFactors
 from invlayer_core.linear.saddle_point.sparse_system import SparseSystem
-from invlayer_core.matrices import SparseForm
+from invlayer_core.matrices import MatrixForm, SparseForm
 from invlayer_core.solvers.direct import SparseDirectSolver
 
 __all__ = ["SparseSaddlePoint", "entries_of"]
@@ -71,14 +71,15 @@ def _solve_all(sample: SparseFactors, rhs: np.ndarray, w: np.ndarray) -> bool:
 def _system(program: QuadraticProgram, active: np.ndarray) -> SparseSystem:
     layout, n = program.layout, program.layout.size
     names = ("lb" in layout.names, "ub" in layout.names)
-    rows = stacked([entries_of(program, name) for name in ("A", "G") if name in layout.names], n)
-    P = symmetric_part(entries_of(program, "P")) if "P" in layout.names else stacked([], n)
+    held = {name: entries_of(form, program.tensors[name]) for name, form in layout.forms.items()}
+    rows = stacked([held[name] for name in ("A", "G") if name in held], n)
+    P = symmetric_part(held["P"]) if "P" in held else stacked([], n)
     return SparseSystem(Entries((n, n), P.row, P.column, P.value), rows, active, layout.equalities, *names)
 
 
-def entries_of(program: QuadraticProgram, name: str) -> Entries:
-    """P, G or A of one sample by its entries, row by row."""
-    form, held = program.layout.forms[name], program.tensors[name].detach().to("cpu", torch.float64)
+def entries_of(form: MatrixForm, held: Tensor) -> Entries:
+    """One sample's matrix by its entries, row by row."""
+    held = held.detach().to("cpu", torch.float64)
     shape = (form.rows, form.columns)
     if isinstance(form, SparseForm):
         return Entries(shape, form.row.cpu().numpy(), form.column.cpu().numpy(), held.numpy()).by_rows()

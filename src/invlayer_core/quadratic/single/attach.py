@@ -1,0 +1,150 @@
+"""What one program's solution is as a function of its arguments: the attach station."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invlayer_core import _functorch
+from invlayer_core.adjoints.active_set import ActiveSet
+from invlayer_core.conditions.quadratic import MATRICES, QuadraticConditions, QuadraticLayout
+from invlayer_core.conditions.system import System
+from invlayer_core.quadratic.single.factors import factorise
+from invlayer_core.quadratic.single.program import HostProgram
+from invlayer_core.quadratic.single.solve import CertifiedPoint, certified, solved
+from invlayer_core.solvers.contract import Solver
+from invlayer_core.structure import Arguments, SystemShape
+
+__all__ = ["solve_single"]
+
+
+def solve_single(
+    layout: QuadraticLayout,
+    theta: Sequence[Tensor],
+    solver: Solver,
+    options: Mapping[str, Any],
+    *,
+    multipliers: bool = False,
+) -> tuple[Tensor, ...] | None:
+    """x, and the four multipliers if asked for, differentiable; None if it is not as plain as that."""
+    program = HostProgram.of(layout, theta)
+    if program is None:
+        return None
+    z = solved(program, solver, np.zeros(layout.size), options)
+    found = None if z is None else certified(program, np.asarray(z))
+    if found is None:
+        return None
+    whole = torch.from_numpy(found.z)
+    parts = whole.split(layout.sections) if multipliers else (whole[: layout.size],)
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in theta):
+        return tuple(parts)
+    rule = _Rule(layout, program, found, multipliers)
+    attached: tuple[Tensor, ...] = _functorch.apply(_SingleProgram, rule, tuple(parts), *theta)
+    return attached
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Rule:
+    """What the backward pass needs."""
+
+    layout: QuadraticLayout
+    program: HostProgram
+    found: CertifiedPoint
+    multipliers: bool
+
+    def pull(self, cotangents: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None] | None:
+        """θ̄; None if the linear system does not hold."""
+        factors = self.found.factors or factorise(self.program, self.found.active)
+        rhs = np.zeros(len(self.found.z))
+        rhs[: self.layout.size] = cotangents[0].numpy()
+        if self.multipliers:
+            rhs[self.layout.size :] = np.concatenate([bar.numpy() for bar in cotangents[1:]])
+            rhs[self.layout.size :][~self.found.active] = 0.0
+        w = None if factors is None else factors.solve(rhs)
+        if w is None:
+            return None
+        parts = dict(zip(_PARTS, zip(_split(self.layout, w), _split(self.layout, self.found.z), strict=True)))
+        return [
+            torch.from_numpy(self._bar(name, parts)) if want else None
+            for name, want in zip(self.layout.names, wanted, strict=True)
+        ]
+
+    def _bar(self, name: str, parts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """The cotangent of one argument, by (w, z) of each part of z."""
+        wx, x = parts["x"]
+        if name in MATRICES:
+            scale, (left, its) = (-0.5, parts["x"]) if name == "P" else (-1.0, parts[name])
+            form = self.layout.forms[name]
+            if form.event_dims == 1:
+                row, column = form.row.numpy(), form.column.numpy()
+                return (scale * left)[row] * x[column] + (scale * its)[row] * wx[column]
+            bar = np.outer(scale * left, x)
+            bar += bar.T.copy() if name == "P" else np.outer(scale * its, wx)
+            return bar
+        if name == "q":
+            return -wx
+        bar = parts[_ROWS_OF.get(name, name)][0]
+        return -bar if name == "lb" else bar
+
+
+_PARTS = ("x", "A", "G", "lb", "ub")
+_ROWS_OF = {"h": "G", "b": "A"}
+
+
+def _split(layout: QuadraticLayout, z: np.ndarray) -> list[np.ndarray]:
+    ends, start, parts = layout.sections, 0, []
+    for size in ends:
+        parts.append(z[start : start + size])
+        start += size
+    return parts
+
+
+@final
+@_functorch.with_cached_signature
+class _SingleProgram(torch.autograd.Function):
+    """The parts of z, as functions of θ."""
+
+    @staticmethod
+    def forward(rule: _Rule, parts: tuple[Tensor, ...], *theta: Tensor) -> tuple[Tensor, ...]:
+        return parts
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.rule, _, *theta = inputs
+        ctx.save_for_backward(*theta)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        theta, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        mapped = any(_functorch.is_mapped_by_autograd(bar) for bar in cotangents)
+        plain = not torch.is_grad_enabled() and not mapped
+        bars = ctx.rule.pull(cotangents, wanted) if plain else None
+        return None, None, *(_general(ctx.rule, theta, cotangents, wanted) if bars is None else bars)
+
+
+def _general(
+    rule: _Rule, theta: Sequence[Tensor], cotangents: Sequence[Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The same by the general way, differentiable."""
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        moving = [tensor if want else tensor.detach() for tensor, want in zip(theta, wanted, strict=True)]
+        z = torch.from_numpy(rule.found.z)
+        shape = SystemShape(z.shape[:0], z.shape)
+        system = System(QuadraticConditions(rule.layout), Arguments.flatten(tuple(moving)), shape)
+        parts = ActiveSet().attach(system, z, None, torch.nan).split(rule.layout.sections)
+        grads = torch.autograd.grad(
+            parts[: len(cotangents)],
+            [tensor for tensor, want in zip(moving, wanted, strict=True) if want],
+            cotangents,
+            create_graph=recorded,
+            materialize_grads=True,
+        )
+    supply = iter(grads)
+    return [next(supply) if want else None for want in wanted]

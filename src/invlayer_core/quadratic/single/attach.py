@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, final
 
 import numpy as np
@@ -14,6 +15,7 @@ from invlayer_core import _functorch
 from invlayer_core.adjoints.active_set import ActiveSet
 from invlayer_core.conditions.quadratic import MATRICES, QuadraticConditions, QuadraticLayout
 from invlayer_core.conditions.system import System
+from invlayer_core.matrices import SparseForm
 from invlayer_core.quadratic.single.factors import factorise
 from invlayer_core.quadratic.single.program import HostProgram
 from invlayer_core.quadratic.single.solve import CertifiedPoint, certified, solved
@@ -69,40 +71,37 @@ class _Rule:
         w = None if factors is None else factors.solve(rhs)
         if w is None:
             return None
-        parts = dict(zip(_PARTS, zip(_split(self.layout, w), _split(self.layout, self.found.z), strict=True)))
+        both = np.stack([w, self.found.z])
+        right = -both[::-1, : self.layout.size]  # every matrix bar is −(w zᵀ + z wᵀ), of its part of both
         return [
-            torch.from_numpy(self._bar(name, parts)) if want else None
+            torch.from_numpy(self._bar(name, both, right)) if want else None
             for name, want in zip(self.layout.names, wanted, strict=True)
         ]
 
-    def _bar(self, name: str, parts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """The cotangent of one argument, by (w, z) of each part of z."""
-        wx, x = parts["x"]
-        if name in MATRICES:
-            scale, (left, its) = (-0.5, parts["x"]) if name == "P" else (-1.0, parts[name])
-            form = self.layout.forms[name]
-            if form.event_dims == 1:
-                row, column = form.row.numpy(), form.column.numpy()
-                return (scale * left)[row] * x[column] + (scale * its)[row] * wx[column]
-            bar = np.outer(scale * left, x)
-            bar += bar.T.copy() if name == "P" else np.outer(scale * its, wx)
-            return bar
+    def _bar(self, name: str, both: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """The cotangent of one argument."""
+        layout = self.layout
         if name == "q":
-            return -wx
-        bar = parts[_ROWS_OF.get(name, name)][0]
-        return -bar if name == "lb" else bar
+            return right[1].copy()
+        first, last = _places(layout)[_ROWS_OF.get(name, name)]
+        if name not in MATRICES:
+            return both[0, first:last] * (-1.0 if name == "lb" else 1.0)
+        form, left = layout.forms[name], both[:, first:last]
+        if isinstance(form, SparseForm):
+            row, column = form.row.numpy(), form.column.numpy()
+            bar = left[0][row] * right[0][column] + left[1][row] * right[1][column]
+        else:
+            bar = left.T @ right
+        return 0.5 * bar if name == "P" else bar
 
 
-_PARTS = ("x", "A", "G", "lb", "ub")
 _ROWS_OF = {"h": "G", "b": "A"}
 
 
-def _split(layout: QuadraticLayout, z: np.ndarray) -> list[np.ndarray]:
-    ends, start, parts = layout.sections, 0, []
-    for size in ends:
-        parts.append(z[start : start + size])
-        start += size
-    return parts
+def _places(layout: QuadraticLayout) -> dict[str, tuple[int, int]]:
+    """Where in z what belongs to an argument stands."""
+    ends = list(accumulate(layout.sections))
+    return dict(zip(("P", "A", "G", "lb", "ub"), pairwise([0, *ends]), strict=True))
 
 
 @final

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import numpy as np
-import torch
 from torch import Size, Tensor
 
 from invlayer_core.conditions.quadratic import QuadraticLayout
 from invlayer_core.execution.convexity import not_convex
 from invlayer_core.linear.saddle_point.entries import Entries, symmetric_part
 from invlayer_core.linear.saddle_point.sparse import entries_of
+from invlayer_core.matrices import SparseForm
+from invlayer_core.quadratic.single.cores import largest
 from invlayer_core.solvers.quadratic import CoordinateMatrix, QuadraticProblem
 
 __all__ = ["HostProgram", "Matrix", "Standing"]
@@ -26,7 +27,7 @@ Matrix = np.ndarray | Entries
 
 @final
 class Standing(NamedTuple):
-    """Where a point stands, as ``conditions.quadratic.measure`` has it: relative slacks, multipliers, error."""
+    """Relative slacks, multipliers and stationarity of a point, as by ``conditions.quadratic.measure``."""
 
     slack: np.ndarray
     weight: np.ndarray
@@ -43,7 +44,7 @@ class HostProgram:
     layout : QuadraticLayout
     P : ndarray or Entries
         Symmetric and positive definite; if sparse, not seen to be indefinite.
-    lower : Tensor or None
+    lower : ndarray or None
         The Cholesky factor of a dense P.
     given : mapping of str to ndarray or Entries
         The arguments but P.
@@ -54,10 +55,10 @@ class HostProgram:
     """
 
     layout: QuadraticLayout
-    P: Matrix
-    lower: Tensor | None
-    given: Mapping[str, Matrix]
-    blocks: tuple[Matrix, ...]
+    P: Any
+    lower: np.ndarray | None
+    given: Mapping[str, Any]
+    blocks: tuple[Any, ...]
     d: np.ndarray
     scales: np.ndarray
 
@@ -67,8 +68,9 @@ class HostProgram:
         given: dict[str, Any] = {}
         for name, tensor in zip(layout.names, theta, strict=True):
             form = layout.forms.get(name)
-            sparse = form is not None and form.event_dims == 1
-            given[name] = entries_of(form, tensor) if sparse else tensor.detach().numpy()
+            given[name] = (
+                entries_of(form, tensor) if isinstance(form, SparseForm) else tensor.detach().numpy()
+            )
         P = given.pop("P", None)
         if P is None or not _is_usable(P, given):
             return None
@@ -111,12 +113,12 @@ class HostProgram:
         q, curved = self.given["q"], self.P @ x
         gradient = curved + q
         if not len(multipliers):
-            force = max(_largest(curved), _largest(q)) or 1.0
-            return Standing(multipliers, multipliers, _largest(gradient) / force)
+            force = max(largest(curved), largest(q)) or 1.0
+            return Standing(multipliers, multipliers, largest(gradient) / force)
         weight = multipliers * self.scales
-        force = max(_largest(curved), _largest(q), _largest(weight)) or 1.0
-        slack = (self.d - self.applied(x)) / (self.scales * (_largest(x) or 1.0))
-        return Standing(slack, weight / force, _largest(gradient + self.reaction(multipliers)) / force)
+        force = max(largest(curved), largest(q), largest(weight)) or 1.0
+        slack = (self.d - self.applied(x)) / (self.scales * (largest(x) or 1.0))
+        return Standing(slack, weight / force, largest(gradient + self.reaction(multipliers)) / force)
 
 
 _LIMITS = ("b", "h", "lb", "ub")
@@ -144,15 +146,17 @@ def _square(matrix: Matrix) -> float:
 
 def _convex(
     layout: QuadraticLayout, theta: Sequence[Tensor], P: Matrix
-) -> tuple[Matrix, Tensor | None] | None:
+) -> tuple[Matrix, np.ndarray | None] | None:
     """½ (P + Pᵀ), and its Cholesky factor if it is dense; None unless it is convex for all one can see."""
     if isinstance(P, Entries):
         detached = layout.program([tensor.detach() for tensor in theta])
         return (symmetric_part(P), None) if not_convex(detached, Size()) is None else None
     if (P != P.T).any():
         P = 0.5 * (P + P.T)
-    lower, info = torch.linalg.cholesky_ex(torch.from_numpy(P))
-    return None if int(info) else (P, lower)
+    try:
+        return P, np.linalg.cholesky(P)
+    except np.linalg.LinAlgError:
+        return None
 
 
 def _row_norms(matrix: Matrix) -> np.ndarray:
@@ -174,7 +178,3 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.zeros(0)
-
-
-def _largest(values: np.ndarray) -> float:
-    return float(np.abs(values).max()) if len(values) else 0.0

@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from invlayer_core.conditions.quadratic import QuadraticProgram
 from invlayer_core.matrices import SparseForm
 
-__all__ = ["CONCAVE", "not_convex"]
+__all__ = ["CONCAVE", "SEMIDEFINITE", "not_convex"]
 
 CONCAVE: Final = (
     "P is not positive semidefinite: the program is not convex, and what satisfies the conditions need be no "
@@ -35,7 +35,7 @@ def _is_indefinite(P: Tensor) -> Tensor:
     """By a Cholesky factorisation, up to rounding; ``(*batch,)``."""
     P = 0.5 * (P + P.mT)
     size = P.abs().amax((-1, -2)) if P.shape[-1] else P.new_zeros(P.shape[:-2])
-    ridge = torch.where(size > 0, _SEMIDEFINITE * size, torch.ones_like(size))
+    ridge = torch.where(size > 0, SEMIDEFINITE * size, torch.ones_like(size))
     shifted = P + torch.diag_embed(ridge.unsqueeze(-1).expand(*P.shape[:-1]))
     return (torch.linalg.cholesky_ex(shifted).info > 0) & P.isfinite().all(-1).all(-1)
 
@@ -45,7 +45,7 @@ def _has_negative_direction(program: QuadraticProgram, form: SparseForm) -> Tens
     held = program.tensors["P"]
     on_diagonal = form.row == form.column
     size = held.abs().amax(-1, keepdim=True) if held.shape[-1] else held.new_zeros(*held.shape[:-1], 1)
-    found = ((held < -_SEMIDEFINITE * size) & on_diagonal).any(-1)
+    found = ((held < -SEMIDEFINITE * size) & on_diagonal).any(-1)
     if bool(on_diagonal.all()):
         return found
     x = torch.randn(*held.shape[:-1], form.rows, generator=torch.Generator().manual_seed(0), dtype=held.dtype)
@@ -55,8 +55,8 @@ def _has_negative_direction(program: QuadraticProgram, form: SparseForm) -> Tens
         x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         x = top * x - program.curvature(x)
     x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return found | ((x * program.curvature(x)).sum(-1) < -_SEMIDEFINITE * top.squeeze(-1))
+    return found | ((x * program.curvature(x)).sum(-1) < -SEMIDEFINITE * top.squeeze(-1))
 
 
-_SEMIDEFINITE: Final = 1e-9  # eigenvalues of P above minus this share of its largest entry pass for zero
+SEMIDEFINITE: Final = 1e-9  # eigenvalues of P above minus this share of its largest entry pass for zero
 _POWER_STEPS: Final = 20

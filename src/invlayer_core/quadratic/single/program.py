@@ -11,7 +11,7 @@ import numpy as np
 from torch import Size, Tensor
 
 from invlayer_core.conditions.quadratic import QuadraticLayout
-from invlayer_core.execution.convexity import not_convex
+from invlayer_core.execution.convexity import SEMIDEFINITE, not_convex
 from invlayer_core.linear.saddle_point.entries import Entries, symmetric_part
 from invlayer_core.linear.saddle_point.sparse import entries_of
 from invlayer_core.matrices import SparseForm
@@ -149,6 +149,8 @@ def _convex(
 ) -> tuple[Matrix, np.ndarray | None] | None:
     """½ (P + Pᵀ), and its Cholesky factor if it is dense; None unless it is convex for all one can see."""
     if isinstance(P, Entries):
+        if np.array_equal(P.row, P.column):
+            return (P, None) if P.value.min(initial=0.0) >= -SEMIDEFINITE * largest(P.value) else None
         detached = layout.program([tensor.detach() for tensor in theta])
         return (symmetric_part(P), None) if not_convex(detached, Size()) is None else None
     if (P != P.T).any():

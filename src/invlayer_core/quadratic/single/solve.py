@@ -14,7 +14,6 @@ from invlayer_core.solvers.contract import Solver, SolverResult
 
 __all__ = ["CertifiedPoint", "certified", "solved"]
 
-_HOPELESS = 1e-2
 _ROUNDS = 6  # active sets that are tried before the general way has its turn
 
 
@@ -48,7 +47,7 @@ def certified(program: HostProgram, z: np.ndarray) -> CertifiedPoint | None:
     margin = np.maximum(slack, weight)[equalities:].min(initial=np.inf)
     if error <= EXACT and margin >= CLEAR:
         return CertifiedPoint(_snapped(program, z, active), active, None)
-    return _polished(program, active) if error <= _HOPELESS else None  # False for NaN
+    return _polished(program, active) if error < np.inf else None  # False for NaN
 
 
 def _polished(program: HostProgram, active: np.ndarray) -> CertifiedPoint | None:

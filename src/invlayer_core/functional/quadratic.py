@@ -202,6 +202,13 @@ def _settings(keywords: CommonKeywords) -> Settings:
             f"qp(event_dims={keywords['event_dims']!r}): the last dim of x is one program's variables; leave "
             "event_dims out."
         )
+    for name in ("n_starts", "warm_start", "compile"):
+        if name in keywords:
+            raise ConditionsError(
+                f"qp({name}=...): a convex program has one solution wherever its solver starts, and its "
+                f"derivative evaluates no F that could be compiled. Leave {name} out; x0= is where a solver "
+                "that makes use of it starts."
+            )
     keywords = {"polish": "auto", "adjoint": Implicit(singular="consistent"), **keywords}
     return read_settings(keywords)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, final
 
@@ -51,24 +50,25 @@ def solve_single(
 
 
 @final
-@dataclass(frozen=True, eq=False)
 class _Rule:
-    """What the backward pass needs."""
+    """What the backward pass needs; its factors serve all cotangents."""
 
-    layout: QuadraticLayout
-    program: HostProgram
-    found: CertifiedPoint
-    multipliers: bool
+    def __init__(
+        self, layout: QuadraticLayout, program: HostProgram, found: CertifiedPoint, multipliers: bool
+    ) -> None:
+        self.layout, self.program, self.found, self.multipliers = layout, program, found, multipliers
+        self.factors = found.factors
 
     def pull(self, cotangents: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None] | None:
         """θ̄; None if the linear system does not hold."""
-        factors = self.found.factors or factorise(self.program, self.found.active)
+        if self.factors is None:
+            self.factors = factorise(self.program, self.found.active)
         rhs = np.zeros(len(self.found.z))
         rhs[: self.layout.size] = cotangents[0].numpy()
         if self.multipliers:
             rhs[self.layout.size :] = np.concatenate([bar.numpy() for bar in cotangents[1:]])
             rhs[self.layout.size :][~self.found.active] = 0.0
-        w = None if factors is None else factors.solve(rhs)
+        w = None if self.factors is None else self.factors.solve(rhs)
         if w is None:
             return None
         both = np.stack([w, self.found.z])

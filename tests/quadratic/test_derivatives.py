@@ -63,6 +63,18 @@ def test_gradcheck_of_the_short_way(noise: float) -> None:
     assert gradgradcheck(short, args, check_batched_grad=True, fast_mode=True)
 
 
+def test_solution_can_be_written_into() -> None:
+    """What the caller does with x is no affair of its derivative."""
+    given = leaves(program())
+    x = inv.qp(**given, solver=TryAll())
+    wanted = torch.autograd.grad(x.sum(), list(given.values()), retain_graph=True)
+    with torch.no_grad():
+        x.fill_(7.0)
+    found = torch.autograd.grad(x.mul_(2.0).sum(), list(given.values()))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours - 2 * theirs).abs().max() <= 1e-12
+
+
 def _graph(tensor: Tensor) -> str:
     seen, stack = [], [tensor.grad_fn]
     while stack:

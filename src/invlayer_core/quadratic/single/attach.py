@@ -111,7 +111,7 @@ class _SingleProgram(torch.autograd.Function):
 
     @staticmethod
     def forward(rule: _Rule, parts: tuple[Tensor, ...], *theta: Tensor) -> tuple[Tensor, ...]:
-        return parts
+        return tuple(part.clone() for part in parts)  # the caller may write into them
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

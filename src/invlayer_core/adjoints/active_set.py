@@ -13,7 +13,7 @@ differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
@@ -28,8 +28,8 @@ from invlayer_core.adjoints.saddle_point import SaddlePoint, SaddleRule
 from invlayer_core.conditions.quadratic import MATRICES, QuadraticConditions, QuadraticLayout
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import UnsupportedTransformError
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.linear.saddle_point.bank import SaddleBank
-from invlayer_core.solvers.direct import Factor
 from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
@@ -58,7 +58,7 @@ class ActiveSet(Adjoint):
         y: Tensor,
         dead: Tensor | None,
         dead_value: float,
-        factors: Sequence[Factor | None] = (),
+        factors: FactorBank | None = None,
         iterations: Iterations | None = None,
         resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:

@@ -53,19 +53,22 @@ class PolishedForward(AroundForward):
         How many systems may be solved; 0 takes the sides of the constraints as they look.
     bank : SaddleBank or None
         Where the last factors are kept for the derivative.
+    exact : float
+        Relative error of a solution that needs no polish.
     """
 
     inner: Forward
     layout: QuadraticLayout
     rounds: int | Literal["auto"] = "auto"
     bank: SaddleBank | None = None
+    exact: float = EXACT
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         z, outcome = self.inner.run(tensors)
         program = self.layout.program(tensors[: len(self.layout.names)])
         rounds = _ROUNDS if self.rounds == "auto" else self.rounds
         claimed = outcome.status.reshape(z.shape[:-1]) == int(Status.CONVERGED)
-        found = certify(program, z, claimed, rounds, self.bank)
+        found = certify(program, z, claimed, rounds, self.bank, self.exact)
         return found.z, replace(outcome, y=found.z, aux=_with_findings(outcome, found, self.layout))
 
     def mapped(self, size: int, dims: Sequence[int | None]) -> PolishedForward:
@@ -92,7 +95,12 @@ def _with_findings(outcome: Outcome, found: Certified, layout: QuadraticLayout) 
 
 @torch.no_grad()
 def certify(
-    program: QuadraticProgram, z: Tensor, claimed: Tensor, rounds: int, bank: SaddleBank | None = None
+    program: QuadraticProgram,
+    z: Tensor,
+    claimed: Tensor,
+    rounds: int,
+    bank: SaddleBank | None = None,
+    exact: float = EXACT,
 ) -> Certified:
     """The active set of every sample, proved where it can be, and z as exactly as it gives it.
 
@@ -104,6 +112,8 @@ def certify(
         Whether the solver says that z is a solution.
     rounds : int
     bank : SaddleBank, optional
+    exact : float
+        Relative error of a z that stays as it is.
     """
     equalities, n = program.layout.equalities, program.layout.size
     z, told = _without_gaps(z, n)
@@ -114,7 +124,7 @@ def certify(
     active = looks_active(state, equalities, told)
     error, margin = largest_error(state, active), least_margin(program, state)
     finite = z.isfinite().all(-1) & error.isfinite() & (claimed | (error <= _HOPELESS))
-    wanted = finite & ~((error <= EXACT) & (margin >= CLEAR))
+    wanted = finite & ~((error <= exact) & (margin >= CLEAR))
     if not rounds or not bool(wanted.any()):
         unclear = finite & (margin <= torch.clamp(10 * error, min=WEAK))
         return Certified(snapped(z, active, n, equalities), unclear, none.long())

@@ -104,7 +104,7 @@ class DenseSaddlePoint:
         if bool((error > _REFINED).any()):
             better = w + self._once(gap)
             improved = system.error(rhs, better, system.gap(rhs, better))
-            gains = improved < error  # False for NaN
+            gains = (improved < error) & (error > _REFINED)  # False for NaN
             w = torch.where(gains.unsqueeze(-1), better, w)
             error = torch.where(gains, improved, error)
         bad = (~(error <= _ACCEPTED)).any(0) | self.doubtful

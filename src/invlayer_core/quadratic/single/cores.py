@@ -122,7 +122,7 @@ def _may_be_singular(factor: Tensor) -> bool:
 
 def largest(values: np.ndarray) -> float:
     """‖·‖∞; 0 for nothing."""
-    return float(np.abs(values).max()) if len(values) else 0.0
+    return float(np.maximum.reduce(np.abs(values))) if len(values) else 0.0
 
 
 def _share(part: float, whole: float) -> float:

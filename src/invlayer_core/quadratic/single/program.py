@@ -52,6 +52,8 @@ class HostProgram:
         A and G, those that are there.
     d, scales : ndarray of shape ``(m,)``
         Limits, and the norms of the rows of C.
+    least : float
+        ‖q‖ / ‖P‖, a unit for x where it is zero but for rounding.
     """
 
     layout: QuadraticLayout
@@ -61,6 +63,7 @@ class HostProgram:
     blocks: tuple[Any, ...]
     d: np.ndarray
     scales: np.ndarray
+    least: float
 
     @classmethod
     def of(cls, layout: QuadraticLayout, theta: Sequence[Tensor]) -> HostProgram | None:
@@ -81,7 +84,9 @@ class HostProgram:
         d = _joined([-given[name] if name == "lb" else given[name] for name in _LIMITS if name in given])
         scales = [_row_norms(block) for block in blocks]
         scales += [np.ones(layout.size) for name in ("lb", "ub") if name in given]
-        return cls(layout, *found, given, blocks, d, _joined(scales))
+        steepest = largest((found[0].value if isinstance(found[0], Entries) else found[0]).ravel())
+        least = largest(given["q"]) / steepest if steepest else 0.0
+        return cls(layout, *found, given, blocks, d, _joined(scales), least)
 
     def problem(self) -> QuadraticProblem:
         """For the solver, which may write into its arrays."""
@@ -117,7 +122,7 @@ class HostProgram:
             return Standing(multipliers, multipliers, largest(gradient) / force)
         weight = multipliers * self.scales
         force = max(largest(curved), largest(q), largest(weight)) or 1.0
-        slack = (self.d - self.applied(x)) / (self.scales * (largest(x) or 1.0))
+        slack = (self.d - self.applied(x)) / (self.scales * (max(largest(x), self.least) or 1.0))
         return Standing(slack, weight / force, largest(gradient + self.reaction(multipliers)) / force)
 
 

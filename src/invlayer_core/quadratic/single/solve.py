@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from invlayer_core.quadratic.sides import CLEAR, EXACT, SIGN, WEAK
+from invlayer_core.quadratic.single.cores import largest
 from invlayer_core.quadratic.single.factors import Factors, factorise
 from invlayer_core.quadratic.single.program import HostProgram
 from invlayer_core.solvers.contract import Solver, SolverResult
@@ -43,7 +44,7 @@ def certified(program: HostProgram, z: np.ndarray) -> CertifiedPoint | None:
     slack, weight, error = program.measured(z)
     active = weight > slack
     active[:equalities] = True
-    error = max(error, np.abs(np.where(active, slack, weight)).max(initial=0.0))
+    error = max(error, largest(np.where(active, slack, weight)))
     margin = np.maximum(slack, weight)[equalities:].min(initial=np.inf)
     if error <= EXACT and margin >= CLEAR:
         return CertifiedPoint(_snapped(program, z, active), active, None)
@@ -65,7 +66,7 @@ def _polished(program: HostProgram, active: np.ndarray) -> CertifiedPoint | None
         if wrong.any():
             active = active ^ wrong
             continue
-        gap = np.abs(slack[active]).max(initial=0.0)
+        gap = largest(slack[active])
         margin = np.maximum(slack, weight)[equalities:].min(initial=np.inf)
         if not max(error, gap) <= 1e-8 or margin <= WEAK:
             return None

@@ -1,9 +1,9 @@
 """Convex layers: ``CvxpyLayer`` beside cvxpylayers (diffcp, Clarabel) and, for QPs, qpth and proxsuite.
 
 For each family the table has forward and backward, and beside it the largest relative error of each layer's
-gradients. They are measured on up to four samples, against the residual map of the cone program with dense LU,
-polished to rounding, which for QPs is another way than the layer's own. Peers that are not installed are left
-out, and named.
+gradients on up to four samples. They are measured against the residual map of the cone program with dense
+LU, polished to rounding, which for QPs is another way than the layer's own. Peers that are not installed are
+left out, and named.
 """
 
 from __future__ import annotations

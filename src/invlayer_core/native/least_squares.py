@@ -7,7 +7,7 @@ the model that it has. What it keeps of the model is JᵀJ and Jᵀr: n × n num
 A sample has converged once the error that its step leaves is small. From the steps s₁, s₂ of a method that
 gains a factor ρ = s₂/s₁ that error is about s₂ ρ / (1 − ρ), be the gain linear or better. It also has where
 steps get no shorter and its model promises no more than rounding. Small operations are what a small problem
-costs: on the CPU, where asking is cheap, no sample is tested as long as all steps are long.
+costs: on the CPU, where asking is cheap, the test ends early as long as all steps are long.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from invlayer_core.solvers.iterations import may_have, surely_all
 __all__ = ["LeastSquares", "Options", "State", "promised", "solve_normal"]
 
 _PATIENCE = 16  # evaluations in which the cost has to fall by a hundredth, or the step to its half
-_NEAR = 1e-3  # of y: a step that may be one of the last; its square of the cost: what that step may promise
+_NEAR = 1e-3  # of y: a step that may be one of the last
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,8 @@ class LeastSquares(IterativeSolver):
         self, old: Any, new: Any, length: Tensor, accepted: Tensor, all_accepted: bool, options: Any
     ) -> Any:
         """The new state, with what has converged or given up."""
-        with torch.no_grad():
-            size, hope = new.y.abs().amax(-1), (new.slope * new.step).sum(-1)
-            near = (length <= _NEAR * size) | (hope <= _NEAR**2 * new.cost)
-        if may_have(near):
-            converged = near & _is_done(old, new, length, size, hope, accepted, options)
+        converged = _converged(old, new, length, None if all_accepted else accepted, options)
+        if converged is not None:
             new = dataclasses.replace(new, converged=converged, y=pick(converged, new.trial, new.y))
         if new.iteration == 1 and not all_accepted:
             new = dataclasses.replace(new, failed=~accepted, trial=pick(accepted, new.trial, new.y))
@@ -140,18 +137,27 @@ class LeastSquares(IterativeSolver):
         return dataclasses.replace(options, safeguard=False)
 
 
-@torch.no_grad()
-def _is_done(
-    old: State, new: State, length: Tensor, size: Tensor, hope: Tensor, accepted: Tensor, options: Any
-) -> Tensor:
-    """Whether what a step leaves is nothing but rounding; ``hope`` is half of what it promises."""
-    eps = torch.finfo(size.dtype).eps
-    rate = length / old.length
-    xtol = eps**0.75 if options.xtol is None else options.xtol
-    allowed = xtol * size
-    short = (length * rate <= allowed - allowed * rate) | (length <= 4 * eps * size)
-    stuck = ~accepted | (rate > 0.5)
-    return (accepted & short) | (stuck & (hope <= 4 * eps * new.cost))
+def _converged(
+    old: State, new: State, length: Tensor, accepted: Tensor | None, options: Any
+) -> Tensor | None:
+    """Which samples are left by their step with nothing but rounding; None: no one is.
+
+    With ρ = s₂/s₁, s₂ ρ / (1 − ρ) ≤ ε reads (s₂ + ε) s₂ ≤ ε s₁, which divides by nothing. A few units in the
+    last place on top of s₁ let steps of that length pass whatever came before them.
+    """
+    eps = torch.finfo(length.dtype).eps
+    y, step = new.y.detach(), new.step.detach()
+    size = y.abs().amax(-1)
+    allowed = size * (eps**0.75 if options.xtol is None else max(options.xtol, 4 * eps))
+    short = (length + allowed) * length <= allowed * torch.add(old.length, size, alpha=8 * eps)
+    flat = (new.slope.detach() * step).sum(-1) <= (4 * eps) * new.cost  # half of what the step promises
+    if not may_have(short | flat):
+        return None
+    short = short & (length <= _NEAR * size)
+    no_shorter = length > 0.5 * old.length
+    if accepted is not None:
+        short, no_shorter = short & accepted, no_shorter | ~accepted
+    return short | (no_shorter & flat)
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ def _pulled_back(
 ) -> tuple[Tensor, Any]:
     """∇ of a number, or of ½‖·‖² of a vector: Jᵀ1, or Jᵀr, which is r pulled back ``by_itself``."""
     if _functorch.is_active():
-        value, pull, aux = torch.func.vjp(function, y, has_aux=True)
+        taken: Any = torch.func.vjp(function, y, has_aux=True)
+        value, pull, aux = taken
         return pull(value if by_itself else torch.ones_like(value))[0], aux
     with_tangent = _functorch.has_tangent(y)
     recorded = torch.is_grad_enabled() or with_tangent

@@ -6,6 +6,7 @@ solution, so one or two steps take a solver's 1e-4 to machine precision.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -31,7 +32,13 @@ _RANK = 1e-10  # singular values up to this fraction of the largest count as zer
 
 @torch.no_grad()
 def polish(
-    system: System, y: Tensor, residual: Tensor, steps: int | Literal["auto"], method: object = None
+    system: System,
+    y: Tensor,
+    residual: Tensor,
+    steps: int | Literal["auto"],
+    method: object = None,
+    *,
+    theta: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Newton steps on F from ``y``.
 
@@ -45,6 +52,8 @@ def polish(
         How many; ``"auto"`` stops when no sample gains any more, or all are within rounding of y.
     method : LinearSolver, optional
         That of the adjoint: with ``SparseLU`` and a pattern the steps are taken with sparse factors.
+    theta : sequence of Tensor, optional
+        In the place of the system's own.
 
     Returns
     -------
@@ -61,10 +70,11 @@ def polish(
             f"polish={steps!r}: the conditions give {equations} equations for {system.shape.size} unknowns; "
             "accepted are as many equations as unknowns. Leave polish at 0."
         )
+    theta = [tensor.detach() for tensor in (system.theta if theta is None else theta)]
     kept = torch.zeros(system.shape.batch, dtype=torch.int64, device=y.device)
     for _ in range(_AUTO_STEPS if steps == "auto" else steps):
-        moved = y - _newton_step(system, y, residual, method)
-        new = system.residual(moved, system.theta).detach()
+        moved = y - _newton_step(system, y, theta, residual, method)
+        new = system.residual(moved, theta).detach()
         better = _size(system, new) < _size(system, residual)  # False for NaN
         y = torch.where(_like(better, y), moved, y)
         residual = torch.where(_like(better, residual), new, residual)
@@ -76,8 +86,9 @@ def polish(
     return y, residual, kept
 
 
-def _newton_step(system: System, y: Tensor, residual: Tensor, method: object) -> Tensor:
-    theta = [tensor.detach() for tensor in system.theta]
+def _newton_step(
+    system: System, y: Tensor, theta: Sequence[Tensor], residual: Tensor, method: object
+) -> Tensor:
     linearization = linearize(system, y.detach(), theta)
     if isinstance(method, SparseLU) and method.known_pattern is not None:
         return _sparse_step(linearization, residual, method, method.known_pattern).reshape(y.shape)

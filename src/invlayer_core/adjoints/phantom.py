@@ -130,8 +130,8 @@ def _largest_curvature(system: System, y: Tensor, theta: Sequence[Tensor]) -> Te
     step of 1/L contracts: for 65000 unknowns whatever their curvatures, for more if those are not all alike.
     """
     linearization = linearize(system, y.detach(), [tensor.detach() for tensor in theta])
-    norm = lambda vectors: system.shape.vectors(vectors).norm(dim=-1).reshape(shape)  # noqa: E731
     shape = (*system.shape.batch, *(1 for _ in system.shape.event))
+    norm = lambda vectors: system.shape.vectors(vectors).norm(dim=-1).reshape(shape)  # noqa: E731
     steps = torch.arange(1, system.shape.size + 1, dtype=y.dtype, device=y.device)
     vector = ((7.0 * steps.sqrt()).frac() - 0.5).reshape(system.shape.event).expand_as(y)
     size = norm(vector)

@@ -9,12 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from invlayer_core import _functorch
 from invlayer_core.adjoints.adjoint import Adjoint
-from invlayer_core.adjoints.failed import recorded_out_of_harm
 from invlayer_core.adjoints.first_order import first_order_only
-from invlayer_core.adjoints.implicit import Implicit
-from invlayer_core.adjoints.recorded import with_derivative_of
+from invlayer_core.adjoints.through_steps import through_steps
 from invlayer_core.conditions.fixed_point import FixedPointConditions
 from invlayer_core.conditions.structured import StructuredConditions
 from invlayer_core.conditions.system import System
@@ -90,18 +87,17 @@ class Phantom(Adjoint):
         resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         along = self._direction(system)
-        if dead is not None and bool(_functorch.plain(dead).all()):
-            return Implicit().attach(system, y, dead, dead_value)  # nothing to differentiate
-        theta: Sequence[Tensor] = first_order_only(system.theta, repr(self))
-        point = y.detach()
-        if dead is not None:
-            point, theta = recorded_out_of_harm(system, point, dead, theta)
-        length: float | Tensor = along * self.damping
-        if along < 0:
-            length = length / _largest_curvature(system, point, theta)
-        for _ in range(self.steps):
-            point = point + length * system.residual(point, theta).reshape(point.shape)
-        return with_derivative_of(point, y, dead, dead_value)
+
+        def steps(point: Tensor, theta: Sequence[Tensor]) -> Tensor:
+            length: float | Tensor = along * self.damping
+            if along < 0:
+                length = length / _largest_curvature(system, point, theta)
+            theta = first_order_only(theta, repr(self))
+            for _ in range(self.steps):
+                point = point + length * system.residual(point, theta).reshape(point.shape)
+            return point
+
+        return through_steps(steps, system, y.detach(), y, dead, dead_value)
 
     def _direction(self, system: System) -> int:
         """Whether steps go along the residual, towards T(y), or against it, which is ∇f."""

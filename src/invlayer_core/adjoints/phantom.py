@@ -17,7 +17,7 @@ from invlayer_core.conditions.structured import StructuredConditions
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.jacobians.linearize import linearize
-from invlayer_core.solvers.direct import Factor
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.solvers.iterations import Iterations
 
 __all__ = ["Phantom"]
@@ -82,7 +82,7 @@ class Phantom(Adjoint):
         y: Tensor,
         dead: Tensor | None,
         dead_value: float,
-        factors: Sequence[Factor | None] = (),
+        factors: FactorBank | None = None,
         iterations: Iterations | None = None,
         resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:

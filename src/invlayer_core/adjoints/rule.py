@@ -17,7 +17,11 @@ from invlayer_core import _functorch
 from invlayer_core.adjoints.compiled import pull_back_compiled
 from invlayer_core.adjoints.failed import out_of_harm
 from invlayer_core.adjoints.recorded import answer_for_failed
-from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
+from invlayer_core.adjoints.sparse import (
+    SharedSparseLU,
+    pull_by_known_factors,
+    solve_by_sparse_factors,
+)
 from invlayer_core.conditions.stationarity import StationarityConditions
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import PerformanceWarning, warn_user
@@ -74,6 +78,10 @@ class ImplicitRule:
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         method = self.settings.method(self.system.shape, y.dtype)
         if isinstance(method, _WITHOUT_BLOCKS):
+            if isinstance(method, SparseLU) and dead is None and _is_plain(flat):
+                pulled = pull_by_known_factors(linearization, self.factors, flat, wanted)
+                if pulled is not None:
+                    return pulled
             weights = self._solve_without_blocks(linearization, method, flat, dead, transpose=True)
             return linearization.pullback(-weights, wanted, check=False).theta
         may_be_singular = isinstance(method, Lstsq) or self.settings.singular == "consistent"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -12,7 +12,7 @@ from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.through_steps import through_steps
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.solvers.direct import Factor
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.solvers.iterations import Iterations
 
 __all__ = ["Truncated"]
@@ -66,7 +66,7 @@ class Truncated(Adjoint):
         y: Tensor,
         dead: Tensor | None,
         dead_value: float,
-        factors: Sequence[Factor | None] = (),
+        factors: FactorBank | None = None,
         iterations: Iterations | None = None,
         resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, final
 
+import numpy as np
 from torch import Tensor
 
 from invlayer_core.errors import ConditionsError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["BatchProblem", "Problem", "Products", "SampleProblem", "products_of"]
 
@@ -216,6 +214,8 @@ class SampleProblem(Problem):
     precision : float
         The rounding unit of F, which may be evaluated in float32: values are no more exact than that, though
         they come as float64.
+    scalar_function : callable, optional
+        F of one equation in one unknown, from float to float: faster than by arrays of one element.
     """
 
     kind: str
@@ -226,6 +226,7 @@ class SampleProblem(Problem):
     second_derivative_function: Callable[[np.ndarray], np.ndarray] | None = None
     parts: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
     precision: float = 2.0**-52
+    scalar_function: Callable[[float], float] | None = None
 
     def residual(self, y: np.ndarray) -> np.ndarray:
         return self.residual_function(y)
@@ -236,8 +237,22 @@ class SampleProblem(Problem):
     def second_derivative(self, y: np.ndarray) -> np.ndarray:
         return _scalar_only(self.size, self.second_derivative_function)(y)
 
+    @property
+    def value(self) -> Callable[[float], float]:
+        """F of a scalar equation (n = 1) as a function from float to float."""
+        return self._value if self.scalar_function is None else self.scalar_function
+
+    def _value(self, x: float) -> float:
+        return float(self.residual_function(np.array([x], dtype=np.float64))[0])
+
     def objective(self, y: np.ndarray) -> float:
-        return float(self.part("objective", y))
+        value = self.part("objective", y)
+        if getattr(value, "ndim", 0):
+            raise ConditionsError(
+                f"the objective returned shape {tuple(value.shape)} for one system of {self.size} unknowns; "
+                "accepted is one real number per sample. Sum over the event dims: (...).sum(-1)."
+            )
+        return float(value)
 
 
 def _scalar_only(size: int, function: Callable[[Any], Any] | None) -> Callable[[Any], Any]:

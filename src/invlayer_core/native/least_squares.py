@@ -31,9 +31,7 @@ __all__ = ["LeastSquares", "Options", "State"]
 
 _PATIENCE = 16  # evaluations in which the cost has to fall by a hundredth, or the step to its half
 _NEAR = 1e-3  # of y: a step that may be one of the last
-_SMALL = (
-    64  # unknowns of one sample, up to which JᵀJ is formed without a look at how many residuals there are
-)
+_SMALL = 64  # unknowns of one sample, up to which it is not asked how many residuals there are
 _LARGE = 1000  # from where on products are faster
 _MOST = 2**30  # bytes of J and JᵀJ of all samples
 

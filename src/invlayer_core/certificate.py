@@ -119,11 +119,19 @@ def absolute_tolerance(dtype: torch.dtype, atol: float | None) -> float:
     return default_tolerance(dtype) if atol is None else atol
 
 
-@torch.no_grad()
 def all_hold(y: Tensor, residual: Tensor, atol: float | None) -> bool:
-    """Whether every sample is within ``atol``: the verdict in the common case, at the least cost."""
-    small = _largest(residual) <= absolute_tolerance(y.dtype, atol)  # False for NaN
-    return bool(_functorch.plain(small & (_largest(y) < torch.inf)).all())
+    """Whether every sample is within ``atol`` and finite: the verdict in the common case, at the least cost.
+
+    Both may have any shape, and carry no gradient. 0 · Σy is NaN unless y is finite (or its sum overflows:
+    then it is for :func:`judge` to say), and so is then all that it is added to.
+    """
+    if residual.numel() == 0:
+        return bool(_functorch.plain(y).isfinite().all())
+    worst = torch.add(residual.abs().max(), y.sum(), alpha=0.0)
+    allowed = absolute_tolerance(y.dtype, atol)  # no NaN is
+    if not _functorch.is_active():
+        return float(worst) <= allowed
+    return bool((_functorch.plain(worst) <= allowed).all())
 
 
 def nudged(y: Tensor, rtol: float | None) -> Tensor:

@@ -44,8 +44,8 @@ def _one_thread() -> Iterator[None]:
 
 def _is_broken_here(blocks: Tensor) -> bool:
     return (
-        blocks.device.type == "cpu"
-        and blocks.shape[-1] >= _BROKEN_SIZE
+        blocks.shape[-1] >= _BROKEN_SIZE
+        and blocks.device.type == "cpu"
         and blocks.shape[:-2].numel() > 1
         and torch.get_num_threads() > 1
     )
@@ -59,10 +59,8 @@ def lu_factor(blocks: Tensor) -> LUFactors:
     >>> lu_factor(torch.diag(torch.tensor([2.0, 0.0]))[None]).info
     tensor([2], dtype=torch.int32)
     """
-    if _functorch.is_active():
-        return LUFactors(*_Factor.apply(blocks.detach()))
-    with torch.no_grad():
-        return _factor(blocks)
+    blocks = blocks.detach()
+    return LUFactors(*_Factor.apply(blocks)) if _functorch.is_active() else _factor(blocks)
 
 
 def _factor(blocks: Tensor) -> LUFactors:
@@ -127,8 +125,10 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(blocks: Tensor, rhs: Tensor, factors: Tensor, pivots: Tensor, transpose: bool) -> Tensor:
-        # One batch dimension: with several, lu_solve on the CPU goes by the stride of the innermost one even
-        # where its size is 1, and returns wrong numbers (seen in torch 2.13).
+        # With several batch dimensions, lu_solve on the CPU goes by the stride of the innermost one even
+        # where its size is 1, and returns wrong numbers (seen in torch 2.13): there they become one.
+        if factors.ndim <= 3:
+            return torch.linalg.lu_solve(factors, pivots, rhs.unsqueeze(-1), adjoint=transpose).squeeze(-1)
         n = rhs.shape[-1]
         x = torch.linalg.lu_solve(
             factors.reshape(-1, n, n), pivots.reshape(-1, n), rhs.reshape(-1, n, 1), adjoint=transpose
@@ -183,7 +183,7 @@ def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool
         Infinite or NaN for samples whose block is exactly singular.
     """
     recorded = torch.is_grad_enabled() and (blocks.requires_grad or rhs.requires_grad)
-    if not (recorded or _functorch.in_forward_mode()) and not _functorch.is_active():
+    if not (recorded or _functorch.in_forward_mode() or _functorch.is_active()):
         return _Solve.forward(blocks, rhs, factors.factors, factors.pivots, transpose)
     if _functorch.is_mapped_by_autograd(rhs) or _functorch.forward_mode_depth() >= 2:
         # Autograd's own mapping drops the graph inside a custom Function, and nested forward mode its

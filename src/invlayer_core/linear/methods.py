@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -31,7 +31,11 @@ class LinearSolver(ABC):
     ----------
     matrix_free : bool
         Whether J is known by its products alone.
+    needs_blocks : bool
+        Whether it takes J as dense blocks, one per sample.
     """
+
+    needs_blocks: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -80,6 +84,8 @@ class Lstsq(LinearSolver):
 
 class Krylov(LinearSolver):
     """A matrix-free method: J is never formed, one product with it serves the whole batch."""
+
+    needs_blocks = False
 
     @property
     def matrix_free(self) -> bool:

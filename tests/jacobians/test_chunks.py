@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.memory.tracking import Ops
 from torch import Tensor
 from torch.func import jacfwd, jacrev, vmap
 
 import invlayer_core as inv
-from tests.memory.tracking import Ops
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -101,7 +101,9 @@ def test_large_batches_are_divided_without_being_asked() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "8"])
 def test_what_is_no_number_of_rows(wrong: Any) -> None:
-    with pytest.raises(inv.ConditionsError, match=r"Implicit\(chunk_size=.*an integer >= 1, the number of rows"):
+    with pytest.raises(
+        inv.ConditionsError, match=r"Implicit\(chunk_size=.*an integer >= 1, the number of rows"
+    ):
         inv.adjoints.Implicit(chunk_size=wrong)
     with pytest.raises(inv.ConditionsError, match=r"batch_jacobian\(chunk_size=.*an integer >= 1"):
         inv.batch_jacobian(network, THETA, chunk_size=wrong)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImplicitRule"]
 
+
 @final
 @dataclass(frozen=True)
 class ImplicitRule:
@@ -169,7 +170,7 @@ class ImplicitRule:
     def _solve_without_blocks(
         self,
         linearization: Linearization,
-        method: Krylov | SparseLU | SharedSparseLU,
+        method: LinearSolver,
         rhs: Tensor,
         dead: Tensor | None,
         *,
@@ -178,11 +179,12 @@ class ImplicitRule:
         exempt = None if dead is None else dead.reshape(-1)
         if exempt is not None:
             rhs = torch.where(exempt.unsqueeze(-1), answer_for_failed(rhs, self.dead_value), rhs)
-        if not isinstance(method, Krylov):
+        if isinstance(method, (SparseLU, SharedSparseLU)):
             return solve_by_sparse_factors(
                 self.settings, linearization, method, self.factors, rhs, exempt,
                 transpose=transpose, attach=self._attach_inner,
             )  # fmt: skip
+        assert isinstance(method, Krylov)
         x = solve_matrix_free(linearization, method, rhs, exempt, transpose, self.settings.singular)
         if not (_functorch.is_active() or linearization.differentiable or rhs.requires_grad):
             return x
@@ -190,7 +192,7 @@ class ImplicitRule:
         residual = LinearResidual(self.system, transpose, exempt)
         arguments = Arguments.flatten((rhs, linearization.y, *linearization.theta))
         inner = System(residual, arguments, SystemShape(x.shape[:1], x.shape[1:]))
-        return self._attach_inner(method, inner, x)
+        return self._attach_inner(method.of_inner_system(self.system, transpose), inner, x)
 
     def _attach_inner(self, method: LinearSolver, inner: System, x: Tensor) -> Tensor:
         return replace(self.settings, linear_solver=method).attach(inner, x, None, 0.0)

@@ -40,7 +40,7 @@ def batch_jacobian(
     create_graph : bool
         Whether the result is itself differentiable.
     chunk_size : int, optional
-        Most rows that are pulled back in one pass, to bound memory; by default what a processor's caches hold.
+        Most rows that are pulled back in one pass, to bound memory; by default what caches hold.
 
     Returns
     -------

@@ -19,6 +19,7 @@ from invlayer_core.jacobians.blocks import batched_rows
 
 __all__ = ["Linearization", "Pullback", "linearize", "push_by_forward_mode"]
 
+
 class Linearization(ABC):
     """F and its first derivatives at one point; every result is differentiable if asked for."""
 

@@ -12,6 +12,7 @@ from invlayer_core.linear.methods import (
     Lstsq,
     Neumann,
 )
+from invlayer_core.linear.preconditioners import Jacobi
 from invlayer_core.linear.sparse_lu import SparseLU
 from invlayer_core.solvers.direct import Factor, SparseDirectSolver, SparseMatrix
 
@@ -23,6 +24,7 @@ __all__ = [
     "BiCGStab",
     "Cholesky",
     "Factor",
+    "Jacobi",
     "Krylov",
     "LinearSolver",
     "Lstsq",

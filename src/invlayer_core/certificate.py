@@ -219,18 +219,24 @@ def _describe(info: SolveInfo, inputs: Sequence[Tensor]) -> str:
     ]
     if len(bad) > _SHOWN:
         lines.append(f"  and {len(bad) - _SHOWN} more")
-    nan = any(
-        (t.is_floating_point() or t.is_complex()) and not bool(_functorch.plain(t).isfinite().all())
-        for t in inputs
-    )
     return "\n".join(
         [
             f"{info.solver}: {len(bad)} of {len(info.status)} samples do not satisfy the conditions at the "
             "returned solution.",
             *lines,
-            *(["The inputs already hold NaN or infinity."] if nan else []),
+            *_not_finite(inputs),
             "Accepted are residuals within atol, or within what a change of y by rtol does to them. Start "
             "closer (y0=), give the solver more room "
             "(options=), or choose what failed samples become: on_failure='warn' | 'nan' | 'zero_grad'.",
         ]
     )
+
+
+def _not_finite(inputs: Sequence[Tensor]) -> list[str]:
+    """A sentence on inputs that are no numbers; infinity is one, of a bound that is not there."""
+    numbers = [_functorch.plain(t) for t in inputs if t.is_floating_point() or t.is_complex()]
+    if any(bool(t.isnan().any()) for t in numbers):
+        return ["The inputs already hold NaN."]
+    if any(bool(t.isinf().any()) for t in numbers):
+        return ["The inputs hold infinity, which only bounds should."]
+    return []

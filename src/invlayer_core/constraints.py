@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -11,12 +12,21 @@ from torch import Tensor
 from invlayer_core import _functorch
 from invlayer_core.conditions.kkt import KKTConditions, multiplier_scale
 from invlayer_core.conditions.system import System
+from invlayer_core.conditions.two_sided import two_sided_complementarity, two_sided_weights
 from invlayer_core.errors import DegeneracyWarning, warn_user
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.structure import Arguments, SystemShape
 
-__all__ = ["ConstraintInfo", "describe_constraints", "warn_of_degeneracy"]
+__all__ = [
+    "ConstraintInfo",
+    "describe_constraints",
+    "two_sided_complementarity",
+    "two_sided_weights",
+    "warn_of_degeneracy",
+    "warn_of_weakly_active",
+    "weakly_active",
+]
 
 _NEAR = 1e-5  # slack and (scaled) multiplier below this: weakly active (float64; 1e-2 in float32)
 
@@ -58,8 +68,7 @@ def _activity(conditions: KKTConditions, z: Tensor, arguments: Arguments) -> _Ac
     with torch.no_grad():
         slack = torch.cat(conditions.program.constraints(y, *args), -1)
         scaled = torch.cat(multipliers, -1) / multiplier_scale(multipliers)
-    near = _NEAR if slack.dtype == torch.float64 else 1e-2
-    active, weak = slack < scaled, (slack.abs() <= near) & (scaled.abs() <= near)
+    active, weak = slack < scaled, weakly_active(slack, scaled)
     equations = torch.zeros_like(active)
     equations[..., : layout.equalities] = True
     fixed = conditions.program.fixed(*args)
@@ -76,27 +85,47 @@ def warn_of_degeneracy(conditions: KKTConditions, z: Tensor, arguments: Argument
     layout = conditions.layout
     if not z.requires_grad or layout.constraints == layout.equalities or _functorch.is_active():
         return
-    weak = _activity(conditions, z, arguments).weak.reshape(-1, layout.constraints)
-    if not bool(weak.any()):
-        return
-    sample, constraint = weak.nonzero()[0].tolist()
-    warn_user(
-        f"{int(weak.any(-1).sum())} of {weak.shape[0]} samples have a weakly active constraint (sample "
-        f"{sample}: {_named(conditions, constraint)}): it holds with equality, but its multiplier vanishes, "
-        "so that y has only one-sided derivatives there. The derivative is that without the constraint, or "
-        "with it, as rounding decides; activity='soft' takes one in between. info.constraints tells where.",
-        DegeneracyWarning,
-    )
-
-
-def _named(conditions: KKTConditions, column: int) -> str:
-    layout = conditions.layout
     sizes = {
         "eq": layout.equalities,
         "ineq": layout.inequalities,
         "lower": layout.lower,
         "upper": layout.upper,
     }
+    weak = _activity(conditions, z, arguments).weak
+    warn_of_weakly_active(weak, sizes, " info.constraints tells where.")
+
+
+def weakly_active(slack: Tensor, scaled: Tensor) -> Tensor:
+    """Where slack and scaled multiplier both vanish: the constraint only just holds with equality."""
+    near = _NEAR if slack.dtype == torch.float64 else 1e-2
+    return (slack.abs() <= near) & (scaled.abs() <= near)
+
+
+def warn_of_weakly_active(weak: Tensor, sizes: Mapping[str, int], more: str = "") -> None:
+    """Warn if any constraint is, naming the first.
+
+    Parameters
+    ----------
+    weak : Tensor of bool, shape ``(*batch, k)``
+    sizes : mapping
+        The sorts of constraints in the order of the columns, and how many there are of each.
+    more : str
+        What else to say.
+    """
+    if not bool(weak.any()):
+        return
+    weak = weak.reshape(-1, weak.shape[-1])
+    sample, constraint = weak.nonzero()[0].tolist()
+    warn_user(
+        f"{int(weak.any(-1).sum())} of {weak.shape[0]} samples have a weakly active constraint (sample "
+        f"{sample}: {_named(sizes, constraint)}): it holds with equality, but its multiplier vanishes, "
+        "so that y has only one-sided derivatives there. The derivative is that without the constraint, or "
+        f"with it, as rounding decides; activity='soft' takes one in between.{more}",
+        DegeneracyWarning,
+    )
+
+
+def _named(sizes: Mapping[str, int], column: int) -> str:
     for name, size in sizes.items():
         if column < size:
             return f"{name}[{column}]"

@@ -299,3 +299,14 @@ def test_unknown_options_and_keywords() -> None:
         inv.qp(**program(), solver="torch.qp", options={"colour": 1})
     with pytest.raises(TypeError, match="unknown keyword colour"):
         inv.qp(**program(), solver="torch.qp", colour=1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+@pytest.mark.parametrize("solver", [TryAll(noise=1e-9), "torch.qp"])
+def test_a_solution_at_the_origin(solver: object, scale: float) -> None:
+    """There x has no size that slacks could be measured by, and P no inverse that would give one."""
+    P, q = torch.diag(vector(2.0, 0.0)) * scale, torch.stack([vector(1.0, 1.0), vector(1.0, 0.1)]) * scale
+    h = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    x = inv.qp(P, q, -EYE, h, solver=solver)
+    assert close(x, torch.zeros_like(q), 1e-15)
+    assert close(torch.autograd.grad(x.sum(), h)[0], vector(-2.0, -2.0))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import invlayer_core as inv
 from invlayer_casadi import CasadiLayer
 
 F64 = torch.float64
@@ -21,6 +22,7 @@ CASES = {
     for case in json.loads((Path(__file__).parent / "data" / "hs.json").read_text())["cases"]
 }
 REGULAR = [name for name, case in CASES.items() if case["degenerate"] is None]
+DEGENERATE = [name for name in CASES if name not in REGULAR]
 
 
 def numbers(strings: Any) -> Tensor:
@@ -49,7 +51,9 @@ def by_nlpsol(case: dict, **keywords: Any):
         {"x": x, "p": p, "f": f, "g": ca.vertcat(*eq, *ineq)}, outputs=("x", "f", "lam_g"), **keywords
     )
     upper = torch.tensor([0.0] * len(eq) + [math.inf] * len(ineq), dtype=F64)
-    return lambda p: layer(p, x0=numbers(case["start"]), lbg=0.0, ubg=upper)
+    solve = lambda p: layer(p, x0=numbers(case["start"]), lbg=0.0, ubg=upper)  # noqa: E731
+    solve.pattern = layer.problem.jacobian.pattern
+    return solve
 
 
 def by_opti(case: dict, **keywords: Any):
@@ -63,6 +67,10 @@ def by_opti(case: dict, **keywords: Any):
         opti.subject_to(each >= 0)
     opti.set_initial(x, numbers(case["start"]).numpy())
     return CasadiLayer.from_opti(opti, [p], [x, f, opti.lam_g], **keywords)
+
+
+def test_all_cases_are_run() -> None:
+    assert (len(REGULAR), DEGENERATE) == (12, ["HS026"])
 
 
 @pytest.mark.parametrize("make", [by_nlpsol, by_opti])
@@ -81,6 +89,28 @@ def test_optimum_and_derivatives(name: str, make: Any) -> None:
     multipliers = [*case["eq_multipliers"], *case["ineq_multipliers"].values()]
     rows = [*range(len(case["eq"])), *(len(case["eq"]) + i for i in case["active_set"])]
     torch.testing.assert_close(-lam_g[rows], numbers(multipliers), rtol=1e-7, atol=1e-7)
+
+
+def by_sparse_factors(case: dict, **keywords: Any):
+    adjoint = inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(by_nlpsol(case).pattern))
+    return by_nlpsol(case, adjoint=adjoint, **keywords)
+
+
+@pytest.mark.parametrize("make", [by_nlpsol, by_opti, by_sparse_factors])
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_a_flat_minimum_is_found_and_named_as_singular(name: str, make: Any) -> None:
+    """The objective grows with the fourth power along the equation: the conditions define no derivative."""
+    case = CASES[name]
+    p = numbers(case["param_values"]).requires_grad_()
+    (x, f, lam_g), info = make(case, return_info=True)(p)
+    assert info.ok.all()
+    torch.testing.assert_close(f, numbers([case["f_star"]]), rtol=0, atol=1e-12)
+    # The residual is the third power of the distance: 1e-12 in the one is 1e-4 in the other.
+    torch.testing.assert_close(x, numbers(case["x_star"]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(lam_g, -numbers(case["eq_multipliers"]), rtol=0, atol=1e-6)
+    for output in x:
+        with pytest.raises(inv.SingularJacobianError, match=r"singular at the solution of sample 0"):
+            torch.autograd.grad(output, p, retain_graph=True)
 
 
 @pytest.mark.parametrize("name", ["HS035", "HS071", "HS080"])

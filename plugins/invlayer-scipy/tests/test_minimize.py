@@ -244,3 +244,13 @@ def test_user_jacobian_goes_to_the_solver() -> None:
     y = inv.least_squares(decay, y0, data, jacobian=jacobian, **keywords)
     assert calls
     torch.testing.assert_close(y, inv.least_squares(decay, y0, data, **keywords), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("wrong", [lambda y: y.square(), lambda y: y.square().sum(-1, keepdim=True)])
+def test_an_objective_that_is_no_number_is_refused(wrong: Any, batch: tuple[int, ...]) -> None:
+    y0 = torch.ones(*batch, 2, dtype=torch.float64)
+    with pytest.raises(
+        inv.ConditionsError, match=r"objective returned shape \(\d,\).*accepted is one real number"
+    ):
+        inv.minimize(wrong, y0, solver="scipy.minimize")

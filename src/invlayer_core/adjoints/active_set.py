@@ -26,9 +26,9 @@ from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.conditions.quadratic import MATRICES, QuadraticConditions, QuadraticLayout
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import SingularJacobianError, UnsupportedTransformError
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.linear.lu import solve_recorded
 from invlayer_core.linear.saddle_bank import SaddleBank
-from invlayer_core.solvers.direct import Factor
 from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
@@ -57,7 +57,7 @@ class ActiveSet(Adjoint):
         y: Tensor,
         dead: Tensor | None,
         dead_value: float,
-        factors: Sequence[Factor | None] = (),
+        factors: FactorBank | None = None,
         iterations: Iterations | None = None,
         resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:

@@ -16,7 +16,7 @@ from invlayer_core.linear.lu import lu_factor, lu_solve
 from invlayer_core.linear.methods import Cholesky, LinearSolver, Lstsq
 from invlayer_core.linear.singular import suspicious_growth
 
-__all__ = ["allowed_gap", "largest", "pull_at_once"]
+__all__ = ["allowed_gap", "is_plain", "largest", "pull_at_once"]
 
 
 def pull_at_once(
@@ -27,7 +27,7 @@ def pull_at_once(
     The blocks come weighed by powers of two (:func:`weighed_blocks`), which the right-hand side takes up;
     the answer is −w, so that no sign has to be changed on the way.
     """
-    if isinstance(method, Lstsq) or not _is_plain(flat):
+    if isinstance(method, Lstsq) or not is_plain(flat):
         return None
     blocks, weights = weighed_blocks(linearization)
     if blocks.shape[-1] != blocks.shape[-2]:
@@ -68,7 +68,7 @@ _NOT_FOR_CHOLESKY = (
 )
 
 
-def _is_plain(cotangent: Tensor) -> bool:
+def is_plain(cotangent: Tensor) -> bool:
     """Whether no transform maps or pushes this pass; that it is recorded is no matter."""
     return not (
         _functorch.is_active() or _functorch.in_forward_mode() or _functorch.is_mapped_by_autograd(cotangent)

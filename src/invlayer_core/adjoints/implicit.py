@@ -12,7 +12,7 @@ differentiates y*(θ) in it by the same rule, so derivatives of every order are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final, get_args
 
@@ -30,11 +30,11 @@ from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.linear.auto import Auto
 from invlayer_core.linear.factor_bank import FactorBank
+from invlayer_core.linear.iterative import Krylov
 from invlayer_core.linear.lu import solve_recorded
-from invlayer_core.linear.methods import LU, Krylov, LinearSolver, Lstsq
+from invlayer_core.linear.methods import LU, LinearSolver, Lstsq
 from invlayer_core.linear.solve import SingularPolicy
 from invlayer_core.linear.sparse_lu import SparseLU, registered_linear_solver
-from invlayer_core.solvers.direct import Factor
 from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
@@ -134,13 +134,13 @@ class Implicit(Adjoint):
         y: Tensor,
         dead: Tensor | None,
         dead_value: float,
-        factors: Sequence[Factor | None] = (),
+        factors: FactorBank | None = None,
         iterations: Iterations | None = None,
         resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)
-        rule = ImplicitRule(self, system, dead_value, FactorBank(factors))
+        rule = ImplicitRule(self, system, dead_value, FactorBank() if factors is None else factors)
         theta = system.theta
         if torch._C._len_torch_function_stack():
             # Inside the conditions of an outer layer, which may be watching or swapping tensors: the

@@ -18,7 +18,7 @@ from invlayer_core.conditions.fixed_point import FixedPointConditions
 from invlayer_core.conditions.structured import StructuredConditions
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.solvers.direct import Factor
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.solvers.iterations import Iterations
 
 __all__ = ["Phantom"]
@@ -80,7 +80,7 @@ class Phantom(Adjoint):
         y: Tensor,
         dead: Tensor | None,
         dead_value: float,
-        factors: Sequence[Factor | None] = (),
+        factors: FactorBank | None = None,
         iterations: Iterations | None = None,
         resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:

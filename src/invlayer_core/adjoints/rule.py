@@ -14,18 +14,23 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.adjoints.at_once import allowed_gap, largest, pull_at_once
+from invlayer_core.adjoints.at_once import allowed_gap, is_plain, largest, pull_at_once
 from invlayer_core.adjoints.compiled import pull_back_compiled
 from invlayer_core.adjoints.failed import out_of_harm
 from invlayer_core.adjoints.recorded import answer_for_failed
-from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
+from invlayer_core.adjoints.sparse import (
+    SharedSparseLU,
+    pull_by_known_factors,
+    solve_by_sparse_factors,
+)
 from invlayer_core.conditions.stationarity import StationarityConditions
 from invlayer_core.conditions.system import System
 from invlayer_core.jacobians.linearize import Linearization, linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.linear.factor_bank import FactorBank
+from invlayer_core.linear.iterative import Krylov
 from invlayer_core.linear.matrix_free import LinearResidual, solve_matrix_free
-from invlayer_core.linear.methods import Krylov, LinearSolver, Lstsq
+from invlayer_core.linear.methods import LinearSolver, Lstsq
 from invlayer_core.linear.refine import explain_inaccurate, refine
 from invlayer_core.linear.singular import Diagnosis, diagnose
 from invlayer_core.linear.solve import SolveRequest, solve_blocks
@@ -70,6 +75,10 @@ class ImplicitRule:
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         method = self.settings.method(self.system.shape, y.dtype)
         if not method.needs_blocks:
+            if isinstance(method, SparseLU) and dead is None and is_plain(flat):
+                pulled = pull_by_known_factors(linearization, self.factors, flat, wanted)
+                if pulled is not None:
+                    return pulled
             weights = self._solve_without_blocks(linearization, method, flat, dead, transpose=True)
             return linearization.pullback(-weights, wanted, check=False).theta
         if dead is None and self.settings.singular != "consistent":

@@ -181,5 +181,13 @@ def mapped_system(system: System, size: int, dims: Sequence[int | None]) -> Syst
 
 
 def open_options(options: Mapping[str, Any] | None) -> Arguments:
-    """The user's options, taken apart into tensors and all else."""
+    """The user's options, taken apart into tensors and all else.
+
+    Raises
+    ------
+    ConditionsError
+        If they are no mapping from names to values.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise ConditionsError(f"options={options!r}: accepted is a mapping, such as {{'maxiter': 50}}.")
     return Arguments.flatten((dict(options or {}),))

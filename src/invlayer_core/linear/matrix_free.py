@@ -17,7 +17,7 @@ from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import SingularJacobianError
 from invlayer_core.jacobians.linearize import Linearization, push_by_forward_mode
-from invlayer_core.linear.methods import Krylov
+from invlayer_core.linear.iterative import Krylov
 
 __all__ = ["LinearResidual", "solve_matrix_free"]
 

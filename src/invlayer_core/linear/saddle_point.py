@@ -95,8 +95,8 @@ class DenseSaddlePoint:
         return matrix.expand(*self.batch, *matrix.shape[-2:]).reshape(self.count, *matrix.shape[-2:])
 
     def _spared(self, matrix: Tensor) -> Tensor:
-        """Zeros for the samples that are not looked at, which may hold anything."""
-        if self.exempt is None:
+        """Zeros for the samples that are not looked at, which may hold anything, if they have their own."""
+        if self.exempt is None or matrix.shape[0] == 1:
             return matrix
         return torch.where(self.exempt[:, None, None], torch.zeros_like(matrix), matrix)
 
@@ -134,6 +134,8 @@ class DenseSaddlePoint:
             self.valid = self.valid & ~self.exempt.unsqueeze(-1)
         if self.valid.device.type == "cpu":  # elsewhere the number would have to be asked for
             most = int(self.valid.sum(1).max()) if self.count else 0
+            if self.count > 1:  # no more than n are independent: a size that no single sample decides
+                most = max(most, min(self.rows, self.n))
             if most < self.rows:
                 self.kept = torch.argsort(self.valid.to(torch.uint8), dim=1, descending=True, stable=True)[
                     :, :most
@@ -153,7 +155,7 @@ class DenseSaddlePoint:
         if self.free is not None:
             reduced = reduced * self.free.unsqueeze(1) * self.free.unsqueeze(2)
             reduced = reduced + torch.diag_embed(1.0 - self.free)
-        if self.exempt is not None:
+        if self.exempt is not None and reduced.shape[0] > 1:
             reduced = reduced + torch.diag_embed(
                 self.exempt.to(reduced.dtype).unsqueeze(-1).expand(-1, self.n)
             )
@@ -205,7 +207,7 @@ class DenseSaddlePoint:
         if bool((error > _REFINED).any()):
             better = w + self._once(gap)
             improved = self._error(rhs, better, self._gap(rhs, better))
-            gains = improved < error  # False for NaN
+            gains = (improved < error) & (error > _REFINED)  # False for NaN
             w = torch.where(gains.unsqueeze(-1), better, w)
             error = torch.where(gains, improved, error)
         bad = (~(error <= _ACCEPTED)).any(0) | self.doubtful

@@ -74,19 +74,22 @@ class PolishedForward(AroundForward):
         How many systems may be solved; 0 takes the sides of the constraints as they look.
     bank : SaddleBank or None
         Where the last factors are kept for the derivative.
+    exact : float
+        Relative error of a solution that needs no polish.
     """
 
     inner: Forward
     layout: QuadraticLayout
     rounds: int | Literal["auto"] = "auto"
     bank: SaddleBank | None = None
+    exact: float = _EXACT
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
         z, outcome = self.inner.run(tensors)
         program = self.layout.program(tensors[: len(self.layout.names)])
         rounds = _ROUNDS if self.rounds == "auto" else self.rounds
         claimed = outcome.status.reshape(z.shape[:-1]) == int(Status.CONVERGED)
-        found = certify(program, z, claimed, rounds, self.bank)
+        found = certify(program, z, claimed, rounds, self.bank, self.exact)
         return found.z, replace(outcome, y=found.z, aux=_with_findings(outcome, found, self.layout))
 
     def mapped(self, size: int, dims: Sequence[int | None]) -> PolishedForward:
@@ -113,7 +116,12 @@ def _with_findings(outcome: Outcome, found: Certified, layout: QuadraticLayout) 
 
 @torch.no_grad()
 def certify(
-    program: QuadraticProgram, z: Tensor, claimed: Tensor, rounds: int, bank: SaddleBank | None = None
+    program: QuadraticProgram,
+    z: Tensor,
+    claimed: Tensor,
+    rounds: int,
+    bank: SaddleBank | None = None,
+    exact: float = _EXACT,
 ) -> Certified:
     """The active set of every sample, proved where it can be, and z as exactly as it gives it.
 
@@ -125,6 +133,8 @@ def certify(
         Whether the solver says that z is a solution.
     rounds : int
     bank : SaddleBank, optional
+    exact : float
+        Relative error of a z that stays as it is.
     """
     equalities, n = program.layout.equalities, program.layout.size
     z, told = _without_gaps(z, n)
@@ -135,7 +145,7 @@ def certify(
     active = _looks_active(state, equalities, told)
     error, margin = _error(state, active), _margin(program, state)
     finite = z.isfinite().all(-1) & error.isfinite() & (claimed | (error <= _HOPELESS))
-    wanted = finite & ~((error <= _EXACT) & (margin >= _CLEAR))
+    wanted = finite & ~((error <= exact) & (margin >= _CLEAR))
     if not rounds or not bool(wanted.any()):
         unclear = finite & (margin <= torch.clamp(10 * error, min=_WEAK))
         return Certified(_snapped(z, active, n, equalities), unclear, none.long())

@@ -210,7 +210,13 @@ class SampleProblem(Problem):
         return _scalar_only(self.size, self.second_derivative_function)(y)
 
     def objective(self, y: np.ndarray) -> float:
-        return float(self.part("objective", y))
+        value = self.part("objective", y)
+        if getattr(value, "ndim", 0):
+            raise ConditionsError(
+                f"the objective returned shape {tuple(value.shape)} for one system of {self.size} unknowns; "
+                "accepted is one real number per sample. Sum over the event dims: (...).sum(-1)."
+            )
+        return float(value)
 
 
 def _scalar_only(size: int, function: Callable[[Any], Any] | None) -> Callable[[Any], Any]:

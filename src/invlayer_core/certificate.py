@@ -127,7 +127,7 @@ def all_hold(y: Tensor, residual: Tensor, atol: float | None) -> bool:
     """
     if residual.numel() == 0:
         return bool(_functorch.plain(y).isfinite().all())
-    worst = torch.add(residual.abs().max(), y.sum(), alpha=0.0)
+    worst = residual.abs().max() + 0.0 * y.sum()
     allowed = absolute_tolerance(y.dtype, atol)  # no NaN is
     if not _functorch.is_active():
         return float(worst) <= allowed

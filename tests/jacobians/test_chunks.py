@@ -89,6 +89,13 @@ def test_the_full_jacobian_is_never_there_as_a_whole() -> None:
     assert ops.largest == max(2 * BATCH * WIDE, BATCH * N * N)
 
 
+@pytest.mark.parametrize("method", ["fast", "full"])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_nothing_to_take(method: Any, shape: tuple[int, int]) -> None:
+    jacobian = inv.batch_jacobian(torch.sin, torch.zeros(shape), method=method, chunk_size=1)
+    assert jacobian.shape == (*shape, shape[1])
+
+
 def test_large_batches_are_divided_without_being_asked() -> None:
     """A row of this value is 768 KiB, and a pass takes 1 MiB on a CPU."""
     y = torch.zeros(8192, N)

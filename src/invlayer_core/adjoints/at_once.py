@@ -12,7 +12,7 @@ from invlayer_core.errors import PerformanceWarning, warn_user
 from invlayer_core.jacobians.linearize import Linearization
 from invlayer_core.jacobians.per_sample import weighed_blocks
 from invlayer_core.linear.cholesky import cholesky_solve
-from invlayer_core.linear.lu import lu_factor, lu_solve
+from invlayer_core.linear.lu import lu_factor, lu_solve, lu_solve_once
 from invlayer_core.linear.methods import Cholesky, LinearSolver, Lstsq
 from invlayer_core.linear.singular import suspicious_growth
 
@@ -44,11 +44,11 @@ def pull_at_once(
 
 
 def _solved(linearization: Linearization, blocks: Tensor, rhs: Tensor, method: LinearSolver) -> Tensor:
-    if isinstance(method, Cholesky) and not linearization.differentiable:
-        return cholesky_solve(blocks, rhs)
     # Jᵀ is factorised, and not J: rows of a pass are its columns, which is how LAPACK wants a matrix.
     matrix = blocks.mT
-    return lu_solve(matrix, rhs, lu_factor(matrix))
+    if linearization.differentiable:
+        return lu_solve(matrix, rhs, lu_factor(matrix))
+    return cholesky_solve(blocks, rhs) if isinstance(method, Cholesky) else lu_solve_once(matrix, rhs)
 
 
 def _all_hold(gap: Tensor, solution: Tensor, flat: Tensor) -> bool:
@@ -58,8 +58,10 @@ def _all_hold(gap: Tensor, solution: Tensor, flat: Tensor) -> bool:
         vectors = torch.cat((gap, solution, flat)).detach()
         largest_gap, grown, size = torch.linalg.vector_norm(vectors, torch.inf, dim=-1).tolist()
         return bool(largest_gap <= small * size and grown <= growth * size)  # False for NaN
-    sizes = torch.stack((gap * (1.0 / small), solution * (1.0 / growth), flat)).detach().abs().amax(-1)
-    return bool((sizes[:2] <= sizes[2]).all())
+    allowed = largest(flat.detach())
+    fine = largest(gap.detach()) <= small * allowed  # False for NaN
+    fine &= largest(solution.detach()) <= growth * allowed
+    return bool(fine.all())
 
 
 _NOT_FOR_CHOLESKY = (

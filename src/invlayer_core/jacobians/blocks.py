@@ -183,12 +183,12 @@ def full_jacobian_blocks(
     rows_of: Callable[[Tensor], Tensor], value: Tensor, batch: Size, size: int, step: int
 ) -> Tensor:
     """The diagonal blocks ``(B, m, n)`` of the whole ``(B, m, B, n)`` Jacobian, ``step`` rows at a time."""
-    count, total = batch.numel(), value.numel()
-    equations = total // max(1, count)
+    count, equations = batch.numel(), value.shape[len(batch) :].numel()
+    every = torch.arange(value.numel(), device=value.device)
     parts = []
-    for rows in torch.arange(total, device=value.device).split(step):
-        unit = torch.nn.functional.one_hot(rows, total).to(value.dtype)
-        pulled = rows_of(unit.reshape(-1, *value.shape)).reshape(-1, count, size)
-        own = rows.div(max(1, equations), rounding_mode="floor")
-        parts.append(pulled[torch.arange(len(rows), device=value.device), own])
+    for rows in every.split(step):
+        unit = (rows.unsqueeze(-1) == every).to(value.dtype)
+        pulled = rows_of(unit.reshape(len(rows), *value.shape)).reshape(len(rows), count, size)
+        own = rows.div(max(1, equations), rounding_mode="floor")  # whose equation a row is
+        parts.append(pulled[every[: len(rows)], own])
     return torch.cat(parts).reshape(count, equations, size)

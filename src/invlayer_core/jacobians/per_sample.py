@@ -113,7 +113,7 @@ def _independent_rows(linearization: Linearization) -> Tensor:
     """The rows of the blocks, ``(m, *batch, *event)``, from a pass that also shows whether samples mix."""
     shape, value = linearization.system.shape, linearization.value
     basis = _basis(linearization)
-    if shape.count < 2:
+    if shape.count < 2 or shape.size * basis.shape[0] == 0:
         return _rows(linearization, basis)
     m = basis.shape[0]
     samples, equations = probe_weights(shape.batch, m, value)

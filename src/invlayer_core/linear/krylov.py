@@ -90,16 +90,19 @@ def conjugate_gradients(
 @torch.no_grad()
 def neumann(product: Product, rhs: Tensor, *, rtol: float, maxiter: int, check_every: int) -> KrylovSolution:
     """x ← x + (A x − b), for A = T′ − I with a contraction T: the Neumann series of (I − T′)⁻¹."""
-    x = -rhs
+    x, size = -rhs, rhs.norm(dim=-1)
+    goal, beyond = rtol * size, _DIVERGED * size
     for k in range(1, maxiter + 1):
         step = product(x) - rhs  # −r
-        if k % check_every == 0 or k == maxiter:
-            left = _relative(step, rhs)
+        if k == maxiter:
+            break
+        if k % check_every == 0:
+            left = step.norm(dim=-1)
             # A sample that diverges, or is NaN, has no say in when to stop.
-            if k == maxiter or bool(_functorch.plain((left <= rtol) | ~(left < _DIVERGED)).all()):
+            if bool(_functorch.plain((left <= goal) | ~(left < beyond)).all()):
                 break
         x = x + step
-    return KrylovSolution(x, left, k)
+    return KrylovSolution(x, _relative(step, rhs), k)
 
 
 _DIVERGED = 1e8

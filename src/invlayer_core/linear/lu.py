@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 
-__all__ = ["LUFactors", "has_lost_rank", "lu_factor", "lu_solve", "solve_recorded"]
+__all__ = ["LUFactors", "has_lost_rank", "lu_factor", "lu_solve", "lu_solve_once", "solve_recorded"]
 
 # Batched CPU LU is broken in torch from this size on, with two or more threads: n = 150 hangs, larger
 # ones return garbage pivots or raise (pytorch issues 141358 and 142815).
@@ -191,6 +191,12 @@ def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool
         return solve_recorded(blocks.mT if transpose else blocks, rhs)
     result: Tensor = _Solve.apply(blocks, rhs, factors.factors, factors.pivots, transpose)
     return result
+
+
+def lu_solve_once(blocks: Tensor, rhs: Tensor) -> Tensor:
+    """``blocks⁻¹ rhs`` where nothing is recorded, mapped or pushed: no more than the two operations."""
+    factors, pivots, _ = _factor(blocks)
+    return torch.linalg.lu_solve(factors, pivots, rhs.unsqueeze(-1)).squeeze(-1)
 
 
 def solve_recorded(blocks: Tensor, rhs: Tensor) -> Tensor:

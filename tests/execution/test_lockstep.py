@@ -52,7 +52,7 @@ def problem(count: int = 7) -> tuple[Tensor, Tensor]:
     return torch.zeros(count, 2, dtype=FLOAT), a
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 128, 129, 300])
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 65, 150])
 def test_equals_serial_bitwise(count: int) -> None:
     y0, a = problem(count)
     f = Counted()
@@ -70,7 +70,7 @@ def test_calls_f_once_a_round_and_in_the_calling_thread() -> None:
     inv.root(g, y0, a, solver=Relaxation(), batch="serial")
     rounds = int(info.iterations.max()) + 1
     assert f.calls == rounds + 1  # and once to certify
-    probes = 6  # to see that a sample may be evaluated alone, and what that costs
+    probes = 10  # to see that a sample may be evaluated alone, and what that costs
     assert g.calls == int(info.iterations.sum()) + 1 + probes + 1  # all starts at once
     assert f.threads == {threading.get_ident()}
 

@@ -80,15 +80,15 @@ def test_optimum_and_derivatives(name: str, make: Any) -> None:
     p = numbers(case["param_values"])
     solve = make(case)
     x, f, lam_g = solve(p)
-    torch.testing.assert_close(x, numbers(case["x_star"]), rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(f, numbers([case["f_star"]]), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(x, numbers(case["x_star"]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(f, numbers([case["f_star"]]), rtol=1e-12, atol=1e-12)
     dx = torch.func.jacrev(lambda p: solve(p)[0])(p)
-    torch.testing.assert_close(dx, numbers(case["dx_dparams"]), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(dx, numbers(case["dx_dparams"]), rtol=1e-12, atol=1e-12)
     df = torch.func.jacrev(lambda p: solve(p)[1])(p)
-    torch.testing.assert_close(df[0], numbers(case["df_dparams"]), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(df[0], numbers(case["df_dparams"]), rtol=1e-12, atol=1e-12)
     multipliers = [*case["eq_multipliers"], *case["ineq_multipliers"].values()]
     rows = [*range(len(case["eq"])), *(len(case["eq"]) + i for i in case["active_set"])]
-    torch.testing.assert_close(-lam_g[rows], numbers(multipliers), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(-lam_g[rows], numbers(multipliers), rtol=1e-11, atol=1e-11)
 
 
 def by_sparse_factors(case: dict, **keywords: Any):
@@ -118,6 +118,6 @@ def test_forward_mode_and_multiplier_derivatives(name: str) -> None:
     case = CASES[name]
     p, solve = numbers(case["param_values"]), by_nlpsol(case)
     dx, _, dlam = torch.func.jacfwd(solve)(p)
-    torch.testing.assert_close(dx, numbers(case["dx_dparams"]), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(dx, numbers(case["dx_dparams"]), rtol=1e-12, atol=1e-12)
     rows = [*range(len(case["eq"])), *(len(case["eq"]) + i for i in case["active_set"])]
-    torch.testing.assert_close(-dlam[rows], numbers(case["dmultipliers_dparams"]), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(-dlam[rows], numbers(case["dmultipliers_dparams"]), rtol=1e-11, atol=1e-11)

@@ -133,6 +133,16 @@ def test_entries_of_the_jacobian_are_the_derivative_of_the_conditions(activity: 
     torch.testing.assert_close(pattern.product(entries, vector), expected @ vector, rtol=1e-11, atol=1e-11)
 
 
+def test_the_curvature_is_that_of_the_point_asked_for() -> None:
+    x, p = ca.SX.sym("x", 3), ca.SX.sym("p")
+    conditions = CasadiLayer({"x": x, "p": p, "f": p * ca.sum1(x**4)}).problem.conditions.of_one_call()
+    p, lam_g = torch.ones(2, 1, dtype=F64), torch.zeros(2, 0, dtype=F64)
+    for size in (1.0, 3.0, 3.0, 1.0):
+        x = torch.full((2, 3), size, dtype=F64)
+        curvature = conditions.curvature(x, p, lam_g, conditions.program.first(x, p, lam_g)[0])
+        torch.testing.assert_close(curvature, torch.full((2, 1), 12 * size**2, dtype=F64), rtol=0.1, atol=0)
+
+
 def test_the_factors_of_the_last_newton_step_serve_the_derivative(monkeypatch) -> None:
     problem, given = chain()
     layer = CasadiLayer(problem, return_info=True)
@@ -142,8 +152,10 @@ def test_the_factors_of_the_last_newton_step_serve_the_derivative(monkeypatch) -
     made = []
     original = FactorBank.factorise
     monkeypatch.setattr(FactorBank, "factorise", lambda *a, **k: made.append(1) or original(*a, **k))
+    monkeypatch.setattr("invlayer_core.adjoints.sparse.solve_sparse", None)  # the longer way
     (gradient,) = torch.autograd.grad(torch.sin(x).sum(), p)
     assert not made
+    monkeypatch.undo()
     dense = CasadiLayer(problem, adjoint=Implicit(linear_solver=inv.linear.LU()))(p, **given)
     torch.testing.assert_close(
         gradient, torch.autograd.grad(torch.sin(dense).sum(), p)[0], rtol=1e-11, atol=1e-11
@@ -231,10 +243,9 @@ def test_a_weakly_active_constraint_is_a_warning() -> None:
     x, p = ca.SX.sym("x", 2), ca.SX.sym("p", 2)
     layer = CasadiLayer({"x": x, "p": p, "f": ca.sumsqr(x - p)})
     p = torch.tensor([0.0, 1.0], dtype=F64, requires_grad=True)
-    with pytest.warns(
-        inv.DegeneracyWarning, match=r"weakly active constraint \(sample 0: x\[0\]\).*one-sided"
-    ):
+    with pytest.warns(inv.DegeneracyWarning, match=r"active constraint \(sample 0: x\[0\]\).*one-") as seen:
         x = layer(p, lbx=0.0)
+    assert seen[0].filename == __file__  # the user's line
     (gradient,) = torch.autograd.grad(x.sum(), p)
     assert float(gradient[0]) in (0.0, 1.0)
     assert float(gradient[1]) == pytest.approx(1.0, rel=1e-12)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, final
 
+import numpy as np
 import torch
 from torch import Size, Tensor
 
@@ -19,23 +20,28 @@ from invlayer_core.execution.samples import resting_rows, to_numpy
 from invlayer_core.solvers.contract import BatchProblem
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from invlayer_core.execution.workload import Workload
 
 __all__ = [
     "AmongOthers",
     "Ask",
     "AtStart",
+    "Function",
     "Remembering",
     "Row",
     "RowForm",
+    "ScalarFunction",
     "as_tensor",
     "evaluate_starts",
 ]
 
-Ask = Callable[[str, "np.ndarray"], "np.ndarray"]
-"""What a solver asks for, a method of :class:`Problem` by name, at a point."""
+Function = Callable[["np.ndarray"], "np.ndarray"]
+"""What a solver calls: from a point to a value, both float64 NumPy."""
+
+ScalarFunction = Callable[[float], float]
+
+Ask = Callable[[str], Function]
+"""How a system is evaluated: to the name of a method of :class:`Problem` its function."""
 
 _REPEATS = 12  # answers from memory: a solver that asks the same for ever must be seen to do so
 _ENTRIES = 2**22  # of Jacobians that are taken before anyone asks
@@ -85,18 +91,21 @@ class Remembering:
         self._ask, self._point, self._known = ask, point, known
         self._left = _REPEATS
 
-    def __call__(self, wanted: str, y: np.ndarray) -> np.ndarray:
-        if self._left:
-            return self._at_start(wanted, y)
-        return self._ask(wanted, y)
+    def __call__(self, wanted: str) -> Function:
+        asked = self._ask(wanted)
 
-    def _at_start(self, wanted: str, y: np.ndarray) -> np.ndarray:
+        def remembered(y: np.ndarray) -> np.ndarray:
+            return self._at_start(wanted, asked, y) if self._left else asked(y)
+
+        return remembered
+
+    def _at_start(self, wanted: str, asked: Function, y: np.ndarray) -> np.ndarray:
         if getattr(y, "dtype", None) != "float64" or y.tobytes() != self._point:
             self._left = 0  # it has left, and few solvers come back
-            return self._ask(wanted, y)
+            return asked(y)
         self._left -= 1
         if (value := self._known.get(wanted)) is None:
-            value = self._known[wanted] = self._ask(wanted, y)
+            value = self._known[wanted] = asked(y)
         return value.copy()  # the solver may overwrite its own
 
 
@@ -153,20 +162,42 @@ class Row:
         self._form = workload.row_form
         self._args = workload.args_of(index) if self._form.functions else ()
 
-    def __call__(self, wanted: str, y: np.ndarray) -> np.ndarray:
-        form = self._form
-        function = form.functions.get(wanted)
-        if function is not None:
-            value: Any = function(as_tensor(y, form.like, form.shape), *self._args)
-            if form.is_sound(wanted, value):
-                return self._in_numpy(wanted, value)
-        return to_numpy(getattr(self._alone, wanted)(as_tensor(y, form.like, (1, -1)))[0])
+    def __call__(self, wanted: str) -> Function:
+        function = self._form.functions.get(wanted)
+        return partial(self._careful, wanted) if function is None else self._quick(wanted, function)
 
-    def _in_numpy(self, wanted: str, value: Tensor) -> np.ndarray:
-        array: np.ndarray
-        array = value.numpy() if self._form.on_host and not value.requires_grad else to_numpy(value)
-        shape = -1 if wanted == "residual" else array.shape[len(self._form.batch) :]
-        return array.reshape(shape).copy()
+    def _quick(self, wanted: str, function: Callable[..., Any]) -> Function:
+        form, args = self._form, self._args
+        like, shape, on_host = form.like, form.shape, form.on_host
+
+        def evaluated(y: np.ndarray) -> np.ndarray:
+            value: Any = function(as_tensor(y, like, shape), *args)
+            if not form.is_sound(wanted, value):
+                return self._careful(wanted, y)
+            array: np.ndarray = value.numpy() if on_host and not value.requires_grad else to_numpy(value)
+            return (
+                array.flatten()
+                if wanted == "residual"
+                else array.reshape(array.shape[len(form.batch) :]).copy()
+            )
+
+        return evaluated
+
+    def scalar(self) -> ScalarFunction | None:
+        """F of one equation in one unknown as a function of numbers: half the cost around a cheap F."""
+        function = self._form.functions.get("residual")
+        return None if function is None else partial(self._number, function, self._args)
+
+    def _number(self, function: Callable[..., Any], args: tuple[Any, ...], x: float) -> float:
+        form = self._form
+        value: Any = function(form.like.new_full(form.shape, x), *args)
+        if form.is_sound("residual", value):
+            number: float = value.item()
+            return number
+        return float(self._careful("residual", np.array([x], dtype=np.float64))[0])
+
+    def _careful(self, wanted: str, y: np.ndarray) -> np.ndarray:
+        return to_numpy(getattr(self._alone, wanted)(as_tensor(y, self._form.like, (1, -1)))[0])
 
     @cached_property
     def _alone(self) -> BatchProblem:
@@ -181,7 +212,10 @@ class AmongOthers:
         self._problem, self._index = workload.problem(), index
         self._rest = resting_rows(workload.y0)
 
-    def __call__(self, wanted: str, y: np.ndarray) -> np.ndarray:
+    def __call__(self, wanted: str) -> Function:
+        return partial(self._evaluate, wanted)
+
+    def _evaluate(self, wanted: str, y: np.ndarray) -> np.ndarray:
         rows = self._rest.clone()
         rows[self._index] = as_tensor(y, rows, (-1,))
         return to_numpy(getattr(self._problem, wanted)(rows)[self._index])

@@ -43,10 +43,13 @@ class OptionRows:
         self._rows = [_rows(tensor, batch_dims, count) for tensor in tensors]
         slots: list[Any] = [_Slot(number) for number in range(len(tensors))]
         (self._template,) = options.unflatten(slots)
+        self._constant = all(map(_is_constant, self._template.values()))
         self._plain = len(_leaves(self._template)) == len(_pytree.tree_leaves(self._template))
 
     def of(self, index: int) -> dict[str, Any]:
         """Those of sample ``index``: a tensor's row as float64 NumPy, or as a float."""
+        if self._constant:
+            return dict(self._template)
         if self._plain:  # pytrees of other kinds take ten times as long
             return dict(_filled(self._template, self._rows, index))
         slots: list[Any] = [_row(rows, index) for rows in self._rows]
@@ -66,6 +69,13 @@ def _row(rows: Any, index: int) -> Any:
     if isinstance(rows, list):
         return rows[index]
     return rows[index].copy() if hasattr(rows, "copy") else rows
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether no solve can change it for another: a number, a string, or a tuple of those."""
+    return type(value) in (bool, int, float, str, type(None)) or (
+        type(value) is tuple and all(map(_is_constant, value))
+    )
 
 
 def _filled(value: Any, rows: Sequence[Any], index: int) -> Any:

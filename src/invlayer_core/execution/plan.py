@@ -23,8 +23,10 @@ __all__ = ["BatchMode", "check_batch", "check_batched", "run_workload"]
 
 BatchMode = Literal["auto", "serial", "threads", "processes", "lockstep", "stacked"]
 
-_TURN: Final = 15e-6  # seconds of F that a request in lockstep has to save: a change of threads, rows to copy
-_FEW: Final = 8  # samples from which threads are worth their start, if F does not take ten times as long
+_TURN: Final = 8e-6  # seconds that a request in lockstep takes: a change of threads, rows to copy
+_START: Final = 80e-6  # seconds that a thread takes to begin and to end
+_REQUESTS: Final = 10  # that a solve makes, or more
+_FEW: Final = 8  # samples from which Jacobians in batches are worth the threads
 
 _IN_PROCESS: Final = ("serial", "threads", "lockstep")
 
@@ -153,7 +155,8 @@ def _by_cost(tried: Probe, count: int) -> _Choice:
         f"F takes {tried.alone * 1e6:.0f} µs for one sample, {tried.whole * 1e6:.0f} µs for all {count}"
         + ("" if tried.rowwise is not None else ", and its args cannot be divided by samples")
     )
-    if tried.alone > share + (_TURN if count >= _FEW else 10 * _TURN):
+    threads = _START * min(count, CHUNK) / count / _REQUESTS
+    if tried.alone > share + _TURN + threads:
         return _Choice("lockstep", measured)
     return _Choice("serial", f"{measured}: turns in lockstep would cost more than they save")
 

@@ -21,9 +21,11 @@ from invlayer_core.execution.evaluation import (
     AmongOthers,
     Ask,
     AtStart,
+    Function,
     Remembering,
     Row,
     RowForm,
+    ScalarFunction,
     evaluate_starts,
 )
 from invlayer_core.execution.limits import NO_LIMITS, Deadline, Limits
@@ -215,18 +217,25 @@ class Workload:
         """A fresh dict of options for one sample: its row of every tensor, as float64 NumPy or a float."""
         return self._option_rows.of(index)
 
-    def sample(self, index: int, ask: Ask) -> SampleProblem:
-        """System ``index``, evaluated by ``ask``."""
+    def sample(self, index: int, ask: Ask, scalar: ScalarFunction | None = None) -> SampleProblem:
+        """System ``index``, evaluated by ``ask``, or where it is asked for numbers by ``scalar``."""
+        size, precision = self._constants
         return SampleProblem(
             self.kind,
-            self.system.shape.size,
+            size,
             self.first + index,
-            partial(ask, "residual"),
-            partial(ask, "jacobian"),
-            partial(ask, "second_derivative"),
-            {name: partial(ask, name) for name in self.part_names},
-            torch.finfo(self.y0.dtype).eps,
+            ask("residual"),
+            ask("jacobian"),
+            ask("second_derivative"),
+            {name: ask(name) for name in self.part_names},
+            precision,
+            scalar,
         )
+
+    @cached_property
+    def _constants(self) -> tuple[int, float]:
+        """n, and the rounding unit of F."""
+        return self.system.shape.size, torch.finfo(self.y0.dtype).eps
 
     @cached_property
     def row_form(self) -> RowForm:
@@ -240,12 +249,14 @@ class Workload:
         """The args of system ``index`` as a batch of one."""
         theta = self.theta
         if self.rowwise is not None:
-            lead = Size(1 for _ in self.system.shape.batch)
-            pairs = zip(theta, self.rowwise, strict=True)
-            theta = tuple([self._cut(t, lead, index) if rowwise else t for t, rowwise in pairs])
+            pairs, lead = zip(theta, self.rowwise, strict=True), self.row_form.batch
+            if len(lead) == 1:
+                theta = tuple([t[index : index + 1] if rowwise else t for t, rowwise in pairs])
+            else:
+                theta = tuple([self._cut(t, lead, index) if rowwise else t for t, rowwise in pairs])
         return self.system.arguments.unflatten(theta)
 
-    def alone(self, index: int) -> Ask:
+    def alone(self, index: int) -> Row | AmongOthers:
         """How system ``index`` is evaluated by itself, or if need be with every other row at rest."""
         if self.y0.shape[0] == 1 or self.rowwise is not None:
             return Row(self, index)
@@ -262,27 +273,38 @@ class Workload:
         jacobian = self.solver.takes_jacobian(self.options_of(0))
         return replace(self, at_start=evaluate_starts(self.problem(), self.y0, jacobian=jacobian))
 
-    def solve(self, index: int, ask: Ask) -> Callable[[], SolverResult]:
+    def solve(self, index: int, ask: Ask, scalar: ScalarFunction | None = None) -> Callable[[], SolverResult]:
         """The solve of one sample, ready to run; the solver gets private copies of guess and options."""
         return lambda: self.solver.solve(
-            self.sample(index, ask), self._guesses[index].copy(), self.options_of(index)
+            self.sample(index, ask, scalar), self._guesses[index].copy(), self.options_of(index)
         )
 
     def report(self, index: int, check: Callable[[], Any] | None = None) -> SampleReport:
         """Solve one sample by itself; ``check`` may end it whenever it asks for F."""
-        ask = self.alone(index)
+        alone, size = self.alone(index), self._constants[0]
         if check is not None or self.limits.timeout is not None:
-            ask = _checking(ask, check, Deadline(self.limits.timeout))
-        solve = self.solve(index, self.remembering(index, ask))
+            ask = _checking(alone, check, Deadline(self.limits.timeout))
+            solve = self.solve(index, self.remembering(index, ask))
+        elif size == 1 and isinstance(alone, Row):
+            solve = self.solve(index, alone, alone.scalar())
+        else:
+            solve = self.solve(index, self.remembering(index, alone))
+        if not torch.is_grad_enabled():
+            return report_of(solve, size)
         with torch.no_grad():  # each thread has a grad mode of its own
-            return report_of(solve, self.system.shape.size)
+            return report_of(solve, size)
 
 
 def _checking(ask: Ask, check: Callable[[], Any] | None, deadline: Deadline) -> Ask:
-    def checked(wanted: str, y: np.ndarray) -> np.ndarray:
-        if check is not None:
-            check()
-        deadline.check()
-        return ask(wanted, y)
+    def function(wanted: str) -> Function:
+        asked = ask(wanted)
 
-    return checked
+        def checked(y: np.ndarray) -> np.ndarray:
+            if check is not None:
+                check()
+            deadline.check()
+            return asked(y)
+
+        return checked
+
+    return function

@@ -20,7 +20,7 @@ from invlayer_core.conditions.polyhedral import PolyhedralForm
 from invlayer_core.conditions.quadratic import QuadraticConditions
 from invlayer_core.execution.cone import ConeForward, PolyhedralForward
 from invlayer_core.implicit import Settings, solve_implicitly
-from invlayer_core.linear.saddle_bank import SaddleBank
+from invlayer_core.linear.saddle_point.bank import SaddleBank
 from invlayer_core.quadratic.active_set import PolishedForward
 from invlayer_core.structure import Arguments
 

@@ -16,16 +16,16 @@ from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.call import CommonKeywords, find_solver, read_settings
 from invlayer_core.compiled.tracing import outside_graph
 from invlayer_core.conditions.kkt import Multipliers
-from invlayer_core.conditions.quadratic import ARGUMENTS, MATRICES, QuadraticConditions, QuadraticLayout
+from invlayer_core.conditions.quadratic import ARGUMENTS, QuadraticConditions, QuadraticLayout
 from invlayer_core.errors import ConditionsError, DegeneracyWarning, warn_user
 from invlayer_core.execution.plan import check_batched
 from invlayer_core.execution.quadratic import QuadraticForward
 from invlayer_core.implicit import Settings, Solution, solve_implicitly
-from invlayer_core.linear.saddle_bank import SaddleBank
+from invlayer_core.linear.saddle_point.bank import SaddleBank
 from invlayer_core.linear.sparse_lu import SparseLU
-from invlayer_core.matrices import SparseForm
-from invlayer_core.quadratic.active_set import PolishedForward, describe_active_set
+from invlayer_core.quadratic.active_set import PolishedForward
 from invlayer_core.quadratic.arguments import read_program
+from invlayer_core.quadratic.description import describe_active_set
 from invlayer_core.solvers.contract import Solver, SolverResult
 from invlayer_core.structure import Arguments
 
@@ -202,6 +202,13 @@ def _settings(keywords: CommonKeywords) -> Settings:
             f"qp(event_dims={keywords['event_dims']!r}): the last dim of x is one program's variables; leave "
             "event_dims out."
         )
+    for name in ("n_starts", "warm_start", "compile"):
+        if name in keywords:
+            raise ConditionsError(
+                f"qp({name}=...): a convex program has one solution wherever its solver starts, and its "
+                f"derivative evaluates no F that could be compiled. Leave {name} out; x0= is where a solver "
+                "that makes use of it starts."
+            )
     keywords = {"polish": "auto", "adjoint": Implicit(singular="consistent"), **keywords}
     return read_settings(keywords)
 
@@ -259,13 +266,13 @@ class _Once(Solver):
 
 
 def _is_plain(layout: QuadraticLayout, theta: tuple[Tensor, ...]) -> bool:
-    """Whether there is one dense program on the CPU, and no transform runs."""
+    """Whether there is one program on the CPU, and no transform runs."""
     if _functorch.is_active() or _functorch.in_forward_mode():
         return False
     return all(
-        tensor.ndim == (2 if name in MATRICES else 1) and tensor.device.type == "cpu"
+        tensor.ndim == layout.event_dims(name) and tensor.device.type == "cpu"
         for name, tensor in zip(layout.names, theta, strict=True)
-    ) and not any(isinstance(form, SparseForm) for form in layout.forms.values())
+    )
 
 
 def _solve_plainly(
@@ -276,7 +283,7 @@ def _solve_plainly(
     multipliers: bool,
 ) -> tuple[Tensor, ...] | None:
     """The short way; None if the program needs the general one."""
-    from invlayer_core.quadratic.single import solve_single  # it needs NumPy, which the core may lack
+    from invlayer_core.quadratic.single.attach import solve_single  # it needs NumPy, which the core may lack
 
     return solve_single(layout, theta, solver, options, multipliers=multipliers)
 

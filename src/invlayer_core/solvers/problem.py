@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
+import numpy as np
 from torch import Tensor
 
 from invlayer_core.errors import ConditionsError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["BatchProblem", "Problem", "SampleProblem"]
 
@@ -189,6 +187,8 @@ class SampleProblem(Problem):
     precision : float
         The rounding unit of F, which may be evaluated in float32: values are no more exact than that, though
         they come as float64.
+    scalar_function : callable, optional
+        F of one equation in one unknown, from float to float: faster than by arrays of one element.
     """
 
     kind: str
@@ -199,6 +199,7 @@ class SampleProblem(Problem):
     second_derivative_function: Callable[[np.ndarray], np.ndarray] | None = None
     parts: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
     precision: float = 2.0**-52
+    scalar_function: Callable[[float], float] | None = None
 
     def residual(self, y: np.ndarray) -> np.ndarray:
         return self.residual_function(y)
@@ -208,6 +209,14 @@ class SampleProblem(Problem):
 
     def second_derivative(self, y: np.ndarray) -> np.ndarray:
         return _scalar_only(self.size, self.second_derivative_function)(y)
+
+    @property
+    def value(self) -> Callable[[float], float]:
+        """F of a scalar equation (n = 1) as a function from float to float."""
+        return self._value if self.scalar_function is None else self.scalar_function
+
+    def _value(self, x: float) -> float:
+        return float(self.residual_function(np.array([x], dtype=np.float64))[0])
 
     def objective(self, y: np.ndarray) -> float:
         value = self.part("objective", y)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, final
 
 import numpy as np
@@ -43,17 +43,16 @@ def check_scalar(problem: Problem, name: str) -> None:
         )
 
 
-@dataclass
 class _Scalar:
     """One equation with floats in and out; remembers where it was evaluated last."""
 
-    problem: SampleProblem
-    last: float
-    evaluations: int = field(default=0)
+    def __init__(self, problem: SampleProblem, start: float) -> None:
+        self.problem, self.last, self.evaluations = problem, start, 0
+        self._value = problem.value
 
     def value(self, x: float) -> float:
-        self.last, self.evaluations = float(x), self.evaluations + 1
-        return float(self.problem.residual(np.array([x], dtype=np.float64))[0])
+        self.last, self.evaluations = x, self.evaluations + 1
+        return self._value(x)
 
     def slope(self, x: float) -> float:
         return float(self.problem.jacobian(np.array([x], dtype=np.float64))[0, 0])
@@ -70,7 +69,7 @@ def _run(equation: _Scalar, solve: Callable[[], tuple[float, Any]]) -> SolverRes
     except (RuntimeError, ValueError) as error:
         if not any(words in str(error) for words in _GAVE_UP):
             raise  # of an option, or of F itself
-        y, success, iterations, message = equation.last, False, -1, str(error)
+        y, success, iterations, message = float(equation.last), False, -1, str(error)
     else:
         y, success, iterations = float(root), bool(found.converged), int(found.iterations)
         message = str(found.flag)

@@ -11,7 +11,7 @@ f: see :meth:`NlpConditions.scale`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, final, get_args
 
@@ -81,25 +81,16 @@ class NlpConditions:
     def __call__(self, z: Tensor, p: Tensor, *bounds: Tensor) -> Tensor:
         x, lam_g, lam_x = self.split(z, bounds[-1])
         gradient, g = self.program.first(x, p, lam_g)
-        rows = self.rows(x, p, lam_g, lam_x, gradient, g, *bounds[:-1])
+        rows = self.rows((x, lam_g, lam_x), p, gradient, g, bounds)
         return torch.cat(
             [gradient + lam_x, inv.constraints.two_sided_complementarity(*rows, self.activity)], -1
         )
 
     def rows(
-        self,
-        x: Tensor,
-        p: Tensor,
-        lam_g: Tensor,
-        lam_x: Tensor,
-        gradient: Tensor,
-        g: Tensor,
-        lbx: Tensor,
-        ubx: Tensor,
-        lbg: Tensor,
-        ubg: Tensor,
+        self, point: Sequence[Tensor], p: Tensor, gradient: Tensor, g: Tensor, bounds: Sequence[Tensor]
     ) -> ConstraintRows:
-        """The constraints at a point where ∇ₓf + ∂gᵀλ and g are known."""
+        """The constraints at a point (x, λ, ν) where ∇ₓf + ∂gᵀλ and g are known."""
+        (x, lam_g, lam_x), (lbx, ubx, lbg, ubg) = point, bounds[:4]
         multiplier = torch.cat([lam_g, lam_x], -1)
         scale = self.scale(multiplier, self.curvature(x, p, lam_g, gradient))
         lower = torch.cat([lbg.expand_as(g), lbx.expand_as(x)], -1)
@@ -139,8 +130,9 @@ class NlpConditions:
     @torch.no_grad()
     def weakly_active(self, z: Tensor, p: Tensor, *bounds: Tensor) -> Tensor:
         """Which inequalities among (g, x) hold with equality though their multiplier vanishes."""
-        x, lam_g, lam_x = self.split(z.detach(), bounds[-1])
-        rows = self.rows(x, p, lam_g, lam_x, *self.program.first(x, p, lam_g), *bounds[:-1])
+        point = self.split(z.detach(), bounds[-1])
+        gradient, g = self.program.first(point[0], p, point[1])
+        rows = self.rows(point, p, gradient, g, bounds)
         slack = torch.minimum(rows.value - rows.lower, rows.upper - rows.value)
         weak = inv.constraints.weakly_active(slack, rows.multiplier * rows.scale)
         return weak & (rows.lower != rows.upper)

@@ -70,7 +70,7 @@ class NlpJacobian(inv.jacobians.SparseJacobian):
         x, lam_g, lam_x = conditions.split(y, unit)
         hessian, jacobian, gradient, g = conditions.program.second(x, p, lam_g)
         with torch.no_grad():
-            rows = conditions.rows(x, p, lam_g, lam_x, gradient, g, *bounds)
+            rows = conditions.rows((x, lam_g, lam_x), p, gradient, g, bounds)
             weights = inv.constraints.two_sided_weights(*rows, conditions.activity)
             corner = (weights - 1.0) * rows.scale * unit
         of_g = weights.index_select(-1, self._rows_of_g.to(x.device))

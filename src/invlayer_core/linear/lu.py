@@ -144,7 +144,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         blocks, factors, pivots, x = _functorch.revive(ctx.saved_tensors)
-        rhs_bar = _Solve.apply(blocks, cotangent, factors, pivots, not ctx.transpose)
+        rhs_bar = _functorch.apply(_Solve, blocks, cotangent, factors, pivots, not ctx.transpose)
         if not ctx.needs_input_grad[0]:
             return None, rhs_bar, None, None, None
         left, right = (x, rhs_bar) if ctx.transpose else (rhs_bar, x)
@@ -189,7 +189,7 @@ def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool
         # Autograd's own mapping drops the graph inside a custom Function, and nested forward mode its
         # tangents, both without a word.
         return solve_recorded(blocks.mT if transpose else blocks, rhs)
-    result: Tensor = _Solve.apply(blocks, rhs, factors.factors, factors.pivots, transpose)
+    result: Tensor = _functorch.apply(_Solve, blocks, rhs, factors.factors, factors.pivots, transpose)
     return result
 
 

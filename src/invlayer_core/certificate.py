@@ -125,13 +125,11 @@ def all_hold(y: Tensor, residual: Tensor, atol: float | None) -> bool:
     Both may have any shape, and carry no gradient. 0 · Σy is NaN unless y is finite (or its sum overflows:
     then it is for :func:`judge` to say), and so is then all that it is added to.
     """
+    y, residual = _functorch.plain(y), _functorch.plain(residual)
     if residual.numel() == 0:
-        return bool(_functorch.plain(y).isfinite().all())
+        return bool(y.isfinite().all())
     worst = residual.abs().max() + 0.0 * y.sum()
-    allowed = absolute_tolerance(y.dtype, atol)  # no NaN is
-    if not _functorch.is_active():
-        return float(worst) <= allowed
-    return bool((_functorch.plain(worst) <= allowed).all())
+    return float(worst) <= absolute_tolerance(y.dtype, atol)  # no NaN is
 
 
 def nudged(y: Tensor, rtol: float | None) -> Tensor:

@@ -89,7 +89,8 @@ def solve_from_guess(
     check_devices(kind, y0, arguments.tensors)
     starts = Starts.of(kind, working_precision(y0).detach(), settings)
     parts = getattr(conditions, "parts", {})
-    system = System(conditions, arguments, starts.shape, (), jacobian, parts=parts)
+    chunk_size = settings.adjoint.chunk_size
+    system = System(conditions, arguments, starts.shape, (), jacobian, parts=parts, chunk_size=chunk_size)
     captured = find_captured(system, starts.first) if _functorch.is_active() else None
     system = system.with_captured(captured or ())
     forward, tensors = choose_forward(kind, system, starts.first, solver, options or {}, settings)

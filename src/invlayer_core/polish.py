@@ -6,7 +6,7 @@ solution, so one or two steps take a solver's 1e-4 to machine precision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, final
 
 import torch
@@ -71,7 +71,8 @@ def polish(
     residual : Tensor
         F(y).
     steps : int or "auto"
-        How many; ``"auto"`` stops for each sample when it gains no more, or is within rounding of y.
+        How many; ``"auto"`` stops for each sample when it gains no more, or is within rounding of y, and
+        takes every second step with the J of the one before (Traub 1964, of order 3 in pairs).
     method : LinearSolver, optional
         That of the adjoint: with ``SparseLU`` and a pattern the steps are taken with sparse factors.
     theta : sequence of Tensor, optional
@@ -88,8 +89,12 @@ def polish(
     theta = [tensor.detach() for tensor in (system.theta if theta is None else theta)]
     kept = torch.zeros(system.shape.batch, dtype=torch.int64, device=y.device)
     going = torch.ones_like(kept, dtype=torch.bool)
+    inverse: _Inverse | None = None
     for _ in range(_AUTO_STEPS if steps == "auto" else steps):  # one at least: 0 does not come here
-        step, noise, factors = _newton_step(system, y, theta, residual, method)
+        chord = inverse is not None
+        used = inverse or _inverse_at(system, y, theta, residual, method)
+        inverse = used if steps == "auto" and not chord else None
+        step = used.apply(residual.reshape(system.shape.count, system.shape.size)).reshape(y.shape)
         moved = y - step
         new = system.residual(moved, theta).detach()
         better = going & (_size(system, new) < _size(system, residual))  # False for NaN
@@ -97,12 +102,12 @@ def polish(
         residual = torch.where(_like(better, residual), new, residual)
         kept = kept + better
         if steps == "auto":  # what has arrived stays as it is, however long others take
-            floor = torch.finfo(y.dtype).eps * torch.maximum(_FLOOR * (1.0 + _size(system, y)), noise)
-            going = better & ~(_size(system, residual) <= floor)
+            floor = torch.finfo(y.dtype).eps * torch.maximum(_FLOOR * (1.0 + _size(system, y)), used.terms)
+            going = (better | (going & chord)) & ~(_size(system, residual) <= floor)
             if not bool(_functorch.plain(going).any()):
                 break
     close = ~better | (_size(system, step) <= _NEARBY * (1.0 + _size(system, y)))
-    return Polished(y, residual, kept, _where(close, factors))
+    return Polished(y, residual, kept, _where(close, used.factors))
 
 
 def _where(mask: Tensor, factors: Sequence[Factor | None]) -> tuple[Factor | None, ...]:
@@ -113,47 +118,66 @@ def _where(mask: Tensor, factors: Sequence[Factor | None]) -> tuple[Factor | Non
 
 
 @final
-class _Step(NamedTuple):
-    """J⁻¹ F; how large |J| |y| is, ``(*batch,)``, whose rounding errors F has; sparse factors, if any."""
+class _Inverse(NamedTuple):
+    """J⁻¹ on vectors ``(B, n)``, and what else is known of J.
 
-    step: Tensor
+    ``terms`` is how large |J| |y| is, ``(*batch,)``, whose rounding errors F has; ``factors`` are the sparse
+    ones, if any.
+    """
+
+    apply: Callable[[Tensor], Tensor]
     terms: Tensor
     factors: tuple[Factor | None, ...]
 
 
-def _newton_step(
+def _inverse_at(
     system: System, y: Tensor, theta: Sequence[Tensor], residual: Tensor, method: object
-) -> _Step:
+) -> _Inverse:
     if isinstance(method, SparseLU) and method.known_pattern is not None:
-        return _sparse_step(system, y.detach(), theta, residual, method)
+        return _sparse_inverse(system, y.detach(), theta, residual, method)
     blocks = per_sample_blocks(linearize(system, y.detach(), theta)).detach()
-    flat = residual.reshape(blocks.shape[:-1]).to(blocks.dtype)
     factors = lu_factor(blocks)
-    step = lu_solve(blocks, flat, factors)
     singular = _functorch.plain(has_lost_rank(factors))
+    nearest: tuple[Tensor, Tensor] | None = None
     if bool(singular.any()) and not _functorch.is_active():  # a root that is not isolated: the nearest one
         rows = singular.nonzero().reshape(-1)
-        nearest = torch.linalg.pinv(torch.nan_to_num(blocks[rows]), rtol=_RANK) @ flat[rows].unsqueeze(-1)
-        step = step.index_copy(0, rows, nearest.squeeze(-1))
-    sizes = blocks.abs() @ y.abs().reshape(flat.shape).to(blocks.dtype).unsqueeze(-1)
-    return _Step(step.reshape(y.shape), _size(system, sizes.reshape(residual.shape)), ())
+        nearest = rows, torch.linalg.pinv(torch.nan_to_num(blocks[rows]), rtol=_RANK)
+
+    def apply(rhs: Tensor) -> Tensor:
+        rhs = rhs.to(blocks.dtype)
+        step = lu_solve(blocks, rhs, factors)
+        if nearest is None:
+            return step
+        rows, inverse = nearest
+        return step.index_copy(0, rows, (inverse @ rhs[rows].unsqueeze(-1)).squeeze(-1))
+
+    sizes = blocks.abs() @ y.abs().reshape(blocks.shape[:-1]).to(blocks.dtype).unsqueeze(-1)
+    return _Inverse(apply, _size(system, sizes.reshape(residual.shape)), ())
 
 
-def _sparse_step(
+def _sparse_inverse(
     system: System, y: Tensor, theta: Sequence[Tensor], residual: Tensor, method: SparseLU
-) -> _Step:
+) -> _Inverse:
     bank, pattern = FactorBank(), method.known_pattern
     assert pattern is not None
     bank.pattern = pattern
     values = given_entries(system, y, theta, pattern)
     if values is None:
         values = compressed_values(linearize(system, y, theta), pattern)
-    flat, point = (t.reshape(system.shape.count, system.shape.size) for t in (residual, y))
-    step = solve_with_values(bank, method, values, flat, transpose=False)
-    missing = flat - pattern.product(values, step)  # a direct solver may be inexact: a refinement is cheaper
-    step = step + solve_with_values(bank, method, values, missing, transpose=False)  # than one step more
-    terms = _size(system, pattern.product(values.abs(), point.abs()).reshape(residual.shape))
-    return _Step(step.reshape(y.shape), terms, () if _functorch.is_active() else tuple(bank.factors))
+    known = values
+
+    def apply(rhs: Tensor) -> Tensor:
+        step = solve_with_values(bank, method, known, rhs, transpose=False)
+        missing = rhs - pattern.product(
+            known, step
+        )  # a direct solver may be inexact: a refinement is cheaper
+        return step + solve_with_values(bank, method, known, missing, transpose=False)  # than one step more
+
+    if not _functorch.is_active():
+        bank.factorise(method, known)
+    point = y.reshape(system.shape.count, system.shape.size)
+    terms = _size(system, pattern.product(known.abs(), point.abs()).reshape(residual.shape))
+    return _Inverse(apply, terms, () if _functorch.is_active() else tuple(bank.factors))
 
 
 def _size(system: System, tensor: Tensor) -> Tensor:

@@ -163,6 +163,8 @@ def _solve(
 ) -> Tensor:
     """K⁻¹ rhs, differentiable; also for the rhs that ``is_grads_batched`` maps, in a way of its own."""
     if not _functorch.is_mapped_by_autograd(rhs):
+        if not (torch.is_grad_enabled() or _functorch.is_active() or _functorch.in_forward_mode()):
+            return rule.solve(active, dead, matrices, rhs)  # nobody differentiates it again
         w: Tensor = SaddlePoint.apply(rule, None, active, dead, *matrices, rhs)
         return w
     if torch.is_grad_enabled() and (recorded or rhs.requires_grad):

@@ -101,6 +101,8 @@ class ForeignFunction(ABC):
                 f"{self.name} came with inputs of shapes {shapes}; accepted are equal batch dims, which are "
                 "all but the last: expand them."
             )
+        if _is_plain(inputs):
+            return _evaluate(self, inputs)
         results: tuple[Tensor, ...] = _functorch.apply(_Evaluation, self, *inputs)
         return results
 
@@ -147,8 +149,17 @@ class _Evaluation(torch.autograd.Function):
         return results, (0,) * len(results)
 
 
+def _is_plain(inputs: Sequence[Tensor]) -> bool:
+    """Whether no derivative is recorded, pushed or mapped, as in most backward passes."""
+    if torch.is_grad_enabled() or _functorch.is_active() or _functorch.in_forward_mode():
+        return False
+    return not any(map(_functorch.is_mapped_by_autograd, inputs))
+
+
 def _evaluate(function: ForeignFunction, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     lead = inputs[0].shape[:-1] if inputs else torch.Size(())
+    if len(lead) == 1:
+        return tuple(function.evaluate([tensor.detach() for tensor in inputs]))
     flat = [tensor.detach().reshape(lead.numel(), tensor.shape[-1]) for tensor in inputs]
     return tuple(result.reshape(*lead, result.shape[-1]) for result in function.evaluate(flat))
 

@@ -196,10 +196,12 @@ def solve_implicitly(
         settings = replace(settings, event_dims=1)
     shape = SystemShape.of(y, settings.event_dims)
     parts = getattr(conditions, "parts", {})  # what an adjoint may need besides F, such as the objective
-    system = System(conditions, arguments, shape, (), jacobian, measurable, settings.compile, parts=parts)
-    if captured:
-        system = system.with_captured(captured)
-    if _needs_derivative(system) or torch.is_grad_enabled():
+    system = System(
+        conditions, arguments, shape, (), jacobian, measurable, settings.compile,
+        parts=parts, chunk_size=adjoint.chunk_size,
+    )  # fmt: skip
+    system = system.with_captured(captured or ())
+    if watched or _functorch.is_active():
         system = system.with_places()
     with _functorch.own_saved_tensors():
         system, residual = _certify(system, y, find=captured is None and watched)
@@ -209,15 +211,15 @@ def solve_implicitly(
         with outside_inference_mode(), _functorch.own_saved_tensors():
             method = getattr(settings.adjoint, "linear_solver", None)
             y, residual, steps, factors = polish(system, y, residual, settings.polish, method)
-    measured = system.shape.vectors(residual) if measurable else None
-    flat, beside = system.shape.vectors(y), None
-    if measured is not None:
-        holds = all_hold(flat, measured, settings.atol)
+    if measurable:
+        holds = all_hold(y, residual, settings.atol)
     else:  # nothing to measure: it holds where the solver itself has no doubts
-        holds = outcome.without_doubts and all_hold(flat, torch.zeros_like(flat), settings.atol)
+        holds = outcome.without_doubts and all_hold(y, y.new_zeros(()), settings.atol)
     if holds and not settings.return_info:
         y = _attach(system, y, None, settings, outcome, factors, iterations, resolve)
         return Solution(y, None, outcome)  # no one asked for more
+    measured = system.shape.vectors(residual) if measurable else None
+    flat, beside = system.shape.vectors(y), None
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
     if measured is not None and not holds:
         beside = _residual_beside(system, nudged(flat, settings.rtol))
@@ -237,7 +239,7 @@ def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
 
 def _certify(system: System, y: Tensor, *, find: bool) -> tuple[System, Tensor]:
     """F(y*, θ) once; the same evaluation tells whether F captures tensors."""
-    known = [y, *(tensor.detach() for tensor in system.theta)]
+    known = [y, *[tensor.detach() for tensor in system.theta]]
     evaluate = lambda: system.residual(known[0], known[1:])  # noqa: E731
     if find:
         residual, captured = evaluate_and_capture(evaluate, known, system.function)

@@ -54,7 +54,13 @@ class Polished(NamedTuple):
 
 @torch.no_grad()
 def polish(
-    system: System, y: Tensor, residual: Tensor, steps: int | Literal["auto"], method: object = None
+    system: System,
+    y: Tensor,
+    residual: Tensor,
+    steps: int | Literal["auto"],
+    method: object = None,
+    *,
+    theta: Sequence[Tensor] | None = None,
 ) -> Polished:
     """Newton steps on F from ``y``.
 
@@ -69,6 +75,8 @@ def polish(
         takes every second step with the J of the one before (Traub 1964, of order 3 in pairs).
     method : LinearSolver, optional
         That of the adjoint: with ``SparseLU`` and a pattern the steps are taken with sparse factors.
+    theta : sequence of Tensor, optional
+        In the place of the system's own.
     """
     if y.numel() == 0:
         return Polished(y, residual, torch.zeros(system.shape.batch, dtype=torch.int64, device=y.device))
@@ -78,16 +86,17 @@ def polish(
             f"polish={steps!r}: the conditions give {equations} equations for {system.shape.size} unknowns; "
             "accepted are as many equations as unknowns. Leave polish at 0."
         )
+    theta = [tensor.detach() for tensor in (system.theta if theta is None else theta)]
     kept = torch.zeros(system.shape.batch, dtype=torch.int64, device=y.device)
     going = torch.ones_like(kept, dtype=torch.bool)
     inverse: _Inverse | None = None
     for _ in range(_AUTO_STEPS if steps == "auto" else steps):  # one at least: 0 does not come here
         chord = inverse is not None
-        used = inverse or _inverse_at(system, y, residual, method)
+        used = inverse or _inverse_at(system, y, theta, residual, method)
         inverse = used if steps == "auto" and not chord else None
         step = used.apply(residual.reshape(system.shape.count, system.shape.size)).reshape(y.shape)
         moved = y - step
-        new = system.residual(moved, system.theta).detach()
+        new = system.residual(moved, theta).detach()
         better = going & (_size(system, new) < _size(system, residual))  # False for NaN
         y = torch.where(_like(better, y), moved, y)
         residual = torch.where(_like(better, residual), new, residual)
@@ -121,8 +130,9 @@ class _Inverse(NamedTuple):
     factors: tuple[Factor | None, ...]
 
 
-def _inverse_at(system: System, y: Tensor, residual: Tensor, method: object) -> _Inverse:
-    theta = [tensor.detach() for tensor in system.theta]
+def _inverse_at(
+    system: System, y: Tensor, theta: Sequence[Tensor], residual: Tensor, method: object
+) -> _Inverse:
     if isinstance(method, SparseLU) and method.known_pattern is not None:
         return _sparse_inverse(system, y.detach(), theta, residual, method)
     blocks = per_sample_blocks(linearize(system, y.detach(), theta)).detach()

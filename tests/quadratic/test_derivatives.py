@@ -86,7 +86,7 @@ def _graph(tensor: Tensor) -> str:
 
 
 @pytest.mark.parametrize("sparse", ["", "P G A", "G"])
-@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
 @pytest.mark.parametrize("n", [4, 60])
 def test_short_and_general_way_agree(n: int, noise: float, sparse: str) -> None:
     """By an inverse, a Schur complement or sparse factors; with noise, the search goes over several sets."""
@@ -122,7 +122,7 @@ def test_short_and_general_way_agree(n: int, noise: float, sparse: str) -> None:
         value = x.cos().sum() + nu.sum() + lam.square().sum() + low.sum() - up.exp().sum()
         grads = torch.autograd.grad(value, list(inputs.values()))
         both.append((x, *(g.to_dense() if g.is_sparse else g for g in grads)))
-    assert systems > 1 or noise * n < 6
+    assert systems > 1 or noise * n < 1
     for ours, theirs in zip(*both, strict=True):
         assert (ours - theirs).abs().max() <= 1e-10 * (1 + theirs.abs().max())
 

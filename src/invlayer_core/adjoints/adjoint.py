@@ -26,10 +26,13 @@ class Adjoint(ABC):
         Whether it differentiates through iterations of the solver, which autograd then has to record.
     records_solve : bool
         Whether it is the solve itself that is to be recorded.
+    chunk_size : int or None
+        Most rows of a Jacobian that are taken in one pass; None leaves it to their size.
     """
 
     needs_iterations: ClassVar[bool] = False
     records_solve: ClassVar[bool] = False
+    chunk_size: int | None = None
 
     @property
     def needs_resolve(self) -> bool:

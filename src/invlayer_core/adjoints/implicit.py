@@ -25,12 +25,14 @@ from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.rule import ImplicitRule
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, SingularJacobianError, UnsupportedTransformError
+from invlayer_core.jacobians.blocks import check_chunk_size
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.linear.auto import Auto
 from invlayer_core.linear.factor_bank import FactorBank
+from invlayer_core.linear.iterative import Krylov
 from invlayer_core.linear.lu import solve_recorded
-from invlayer_core.linear.methods import LU, Krylov, LinearSolver, Lstsq
+from invlayer_core.linear.methods import LU, LinearSolver, Lstsq
 from invlayer_core.linear.solve import SingularPolicy
 from invlayer_core.linear.sparse_lu import SparseLU, registered_linear_solver
 from invlayer_core.solvers.iterations import Iterations
@@ -61,11 +63,16 @@ class Implicit(Adjoint):
         registered name such as ``"scipy.splu"`` stands for. ``"auto"`` is
         :class:`~invlayer_core.linear.Auto`. A sample on which a matrix-free method does not converge counts
         as singular; it then has no ``"lstsq"`` or ``"damped"`` answer.
+    chunk_size : int, optional
+        Most rows of the Jacobian blocks that are taken in one pass through F, for the derivative and for
+        solvers that ask for J. A pass holds what F computes for B samples that many times over, so that a
+        small number bounds memory; results are the same. By default as many as a processor's caches hold,
+        or 256 MiB of them on a device.
 
     Raises
     ------
     ConditionsError
-        For an unknown policy or linear solver, or for a pair of them that does not go together.
+        For an unknown policy, linear solver or chunk size, or for settings that do not go together.
 
     Examples
     --------
@@ -76,8 +83,10 @@ class Implicit(Adjoint):
     singular: SingularPolicy = "raise"
     damping: float = 1e-6
     linear_solver: LinearSolver | str = "auto"
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
+        check_chunk_size("Implicit", self.chunk_size)
         if self.singular not in _POLICIES:
             raise ConditionsError(
                 f"Implicit(singular={self.singular!r}): accepted are {', '.join(map(repr, _POLICIES))}."
@@ -104,7 +113,7 @@ class Implicit(Adjoint):
 
     def method(self, shape: SystemShape, dtype: torch.dtype) -> LinearSolver:
         """The linear solver for systems of this shape."""
-        if isinstance(self.linear_solver, LinearSolver) and not isinstance(self.linear_solver, Auto):
+        if not isinstance(self.linear_solver, (str, Auto)):
             return self.linear_solver
         if self.singular in ("consistent", "lstsq", "damped"):  # whose answers need blocks
             return LU()

@@ -51,6 +51,8 @@ class SharedSparseLU(LinearSolver):
     exempt : Tensor of bool or None
     """
 
+    needs_blocks = False
+
     method: SparseLU
     bank: FactorBank
     system: System

@@ -8,11 +8,9 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from invlayer_core import _functorch
 from invlayer_core.adjoints.adjoint import Adjoint
-from invlayer_core.adjoints.failed import recorded_out_of_harm
-from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.adjoints.recorded import with_derivative_of
+from invlayer_core.adjoints.through_steps import through_steps
 from invlayer_core.conditions.system import System
 from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.solvers.iterations import Iterations
@@ -63,12 +61,8 @@ class Unrolled(Adjoint):
         assert iterations is not None
         if dead is None and iterations.recorded is not None:
             return with_derivative_of(iterations.recorded, y, dead, dead_value)
-        if dead is not None and bool(_functorch.plain(dead).all()):
-            return Implicit().attach(system, y, dead, dead_value)  # nothing to differentiate
-        start, theta = iterations.start, system.theta
-        if dead is not None:
-            start, theta = recorded_out_of_harm(system, start, dead, theta)
-        return with_derivative_of(iterations.whole(system, start, theta), y, dead, dead_value)
+        steps = lambda start, theta: iterations.whole(system, start, theta)  # noqa: E731
+        return through_steps(steps, system, iterations.start, y, dead, dead_value)
 
     def describe(self, *_: object) -> str:
         return "none: derivatives go through all iterations"

@@ -176,6 +176,7 @@ def mapped_system(system: System, size: int, dims: Sequence[int | None]) -> Syst
         jacobian=None if system.jacobian is None else _Mapped(_Evaluation(system, jacobian=True), dims),
         parts={name: _Mapped(_Evaluation(system.of_part(name)), dims) for name in system.parts},
         reads_all=system.reads_all,
+        chunk_size=system.chunk_size,
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from invlayer_core import _functorch
 from invlayer_core.conditions.system import SparseJacobian, System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.jacobians.blocks import batched_rows, coupled_error, probe_weights
+from invlayer_core.jacobians.blocks import batched_rows, coupled_error, probe_weights, rows_at_once
 from invlayer_core.jacobians.linearize import Linearization, RecordedLinearization
 from invlayer_core.jacobians.pattern import SparsityPattern
 
@@ -28,8 +28,6 @@ __all__ = [
     "pulled_chunks",
     "push",
 ]
-
-_CHUNK_BYTES = 2**22  # of cotangents pulled back in one pass
 
 
 def pull(linearization: Linearization, cotangent: Tensor) -> Tensor:
@@ -69,7 +67,7 @@ def pulled_chunks(
     """
     shape, value = linearization.system.shape, linearization.value
     batch, event = shape.batch, value.shape[len(shape.batch) :]
-    step = max(1, _CHUNK_BYTES // max(1, value.numel() * value.element_size()))
+    step = rows_at_once(value, linearization.system.chunk_size)
     for first in range(0, count, step):
         wanted = torch.arange(first, min(first + step, count), device=value.device)
         sums = (groups.to(value.device) == wanted.unsqueeze(-1)).to(value.dtype)

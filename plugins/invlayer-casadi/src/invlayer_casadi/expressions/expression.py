@@ -191,7 +191,7 @@ class Expression(ForeignFunction):
 
     def _by_casadi(self, inputs: Sequence[Tensor], batch: int) -> list[Tensor]:
         given = [tensor.to("cpu", torch.float64).contiguous() for tensor in inputs]
-        results = [torch.zeros(batch, size, dtype=torch.float64) for size in self._sizes]
+        results = [torch.empty(batch, size, dtype=torch.float64) for size in self._sizes]
         if batch == 0:
             return results
         if self.one_by_one:

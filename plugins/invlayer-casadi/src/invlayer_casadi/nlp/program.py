@@ -123,7 +123,8 @@ def _derivatives(oracle: ca.Function) -> tuple[ca.Function, ca.Function]:
     gradient = ca.densify(ca.gradient(lagrangian, x))
     hessian, _ = ca.hessian(lagrangian, x)
     inputs, names = [x, p, multipliers], ["x", "p", "lam_g"]
-    first = ca.Function("conditions", inputs, [gradient, constraints], names, ["gradient", "g"])
+    once = {"cse": True}  # nothing is computed twice: every evaluation and derivative goes through it
+    first = ca.Function("conditions", inputs, [gradient, constraints], names, ["gradient", "g"], once)
     jacobian = ca.jacobian(constraints, x)
     outputs = [hessian, jacobian, gradient, constraints]
     second = ca.Function("second", inputs, outputs, names, ["hessian", "jacobian", "gradient", "g"])

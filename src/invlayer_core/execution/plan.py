@@ -150,6 +150,8 @@ def _among_themselves(workload: Workload, tried: Probe, thread_safe: bool) -> _C
 
 def _by_cost(tried: Probe, count: int) -> _Choice:
     """Lockstep where a sample's share of F for all, and its turn, cost less than F for it alone."""
+    if tried.refusal:
+        return _Choice("serial", f"F could not be tried beforehand ({' '.join(tried.refusal.split())})")
     share = tried.whole / count
     measured = (
         f"F takes {tried.alone * 1e6:.0f} µs for one sample, {tried.whole * 1e6:.0f} µs for all {count}"

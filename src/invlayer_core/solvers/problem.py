@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from types import MappingProxyType
+from typing import Any, Final, final
 
 import numpy as np
 from torch import Tensor
@@ -210,16 +211,40 @@ class SampleProblem(Problem):
     def second_derivative(self, y: np.ndarray) -> np.ndarray:
         return _scalar_only(self.size, self.second_derivative_function)(y)
 
-    @property
-    def value(self) -> Callable[[float], float]:
-        """F of a scalar equation (n = 1) as a function from float to float."""
-        return self._value if self.scalar_function is None else self.scalar_function
-
-    def _value(self, x: float) -> float:
+    def value(self, x: float) -> float:
+        """F of a scalar equation (n = 1), from number to number."""
+        if self.scalar_function is not None:
+            return self.scalar_function(x)
         return float(self.residual_function(np.array([x], dtype=np.float64))[0])
+
+    def release(self) -> None:
+        """Let go of F, and of all tensors with it; called when the solve is over.
+
+        Libraries wrap what they are given in functions that refer to themselves (SciPy's count their calls
+        that way), and so keep it until Python collects garbage, which knows nothing of a device's memory.
+        """
+        vars(self).update(_RELEASED)
 
     def objective(self, y: np.ndarray) -> float:
         return float(self.part("objective", y))
+
+
+def _over(_y: Any) -> Any:
+    raise ConditionsError(
+        "a problem was asked for F after its solve had returned: it lets go of its tensors then. Accepted "
+        "are calls within solve(); keep values, and not the problem."
+    )
+
+
+_RELEASED: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "residual_function": _over,
+        "jacobian_function": _over,
+        "second_derivative_function": _over,
+        "scalar_function": _over,
+        "parts": MappingProxyType({}),
+    }
+)
 
 
 def _scalar_only(size: int, function: Callable[[Any], Any] | None) -> Callable[[Any], Any]:

@@ -23,7 +23,7 @@ __all__ = ["BatchMode", "check_batch", "check_batched", "run_workload"]
 
 BatchMode = Literal["auto", "serial", "threads", "processes", "lockstep", "stacked"]
 
-_TURN: Final = 8e-6  # seconds that a request in lockstep takes: a change of threads, rows to copy
+_TURN: Final = 6e-6  # seconds that a request in lockstep takes: a change of threads, rows to copy
 _START: Final = 80e-6  # seconds that a thread takes to begin and to end
 _REQUESTS: Final = 10  # that a solve makes, or more
 _FEW: Final = 8  # samples from which Jacobians in batches are worth the threads

@@ -1,8 +1,9 @@
-"""Convex layers: ``CvxpyLayer`` beside cvxpylayers (diffcp, Clarabel) and, for a QP, qpth.
+"""Convex layers: ``CvxpyLayer`` beside cvxpylayers (diffcp, Clarabel) and, for QPs, qpth and proxsuite.
 
 For each family the table has forward and backward, and beside it the largest relative error of each layer's
-gradients, measured against the same layer polished to rounding. Peers that are not installed are left out,
-and named.
+gradients on up to four samples. They are measured against the residual map of the cone program with dense
+LU, polished to rounding, which for QPs is another way than the layer's own. Peers that are not installed are
+left out, and named.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import invlayer_core as inv
 from invlayer_cvxpy import CvxpyLayer
 
 RNG = np.random.default_rng(0)
+Quadratic = Callable[..., tuple[Tensor | None, ...]]
+"""P, q, G, h, A and b of the same program as a QP, from the parameters; None for what it has not."""
 
 
 def draw(*shape: int) -> Tensor:
@@ -41,21 +44,27 @@ def dense_qp(n: int, batch: int):
     problem = cp.Problem(cp.Minimize(0.5 * cp.quad_form(x, Q) + p @ x), [G @ x <= h, A @ x == b])
     slack = RNG.random((batch, m))
     values = [3 * draw(batch, n), torch.tensor(inside @ G.T + slack), torch.tensor(inside @ A.T)]
-    return problem, [p, h, b], [x], values, tuple(map(torch.tensor, (Q, G, A)))
+    fixed, rows, equations = map(torch.tensor, (Q, G, A))
+    return problem, [p, h, b], [x], values, lambda p, h, b: (fixed, p, rows, h, equations, b)
 
 
 def qp(n: int, batch: int):
     m = 3 * n // 2
     x, q, G, h = cp.Variable(n), cp.Parameter(n), cp.Parameter((m, n)), cp.Parameter(m)
     problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(x) + q @ x), [G @ x <= h])
-    return problem, [q, G, h], [x], [draw(batch, n), draw(m, n), torch.ones(m)]
+    values = [draw(batch, n), draw(m, n), torch.ones(m)]
+    return problem, [q, G, h], [x], values, lambda q, G, h: (torch.eye(n), q, G, h, None, None)
 
 
 def nnls(n: int, batch: int):
     m = 3 * n // 2
     x, A, b = cp.Variable(n), cp.Parameter((m, n)), cp.Parameter(m)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(A @ x - b)), [x >= 0])
-    return problem, [A, b], [x], [draw(m, n), draw(batch, m)]
+
+    def quadratic(A: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
+        return 2 * A.mT @ A, -2 * b @ A, -torch.eye(n), torch.zeros(n), None, None
+
+    return problem, [A, b], [x], [draw(m, n), draw(batch, m)], quadratic
 
 
 def socp(n: int, batch: int):
@@ -70,12 +79,13 @@ def portfolio(n: int, batch: int):
     k = max(2, n // 10)
     x, mu, F, d = cp.Variable(n), cp.Parameter(n), cp.Parameter((k, n)), 0.1 + np.abs(RNG.standard_normal(n))
     risk = cp.sum_squares(F @ x) + cp.sum_squares(cp.multiply(d, x))
-    return (
-        cp.Problem(cp.Maximize(mu @ x - risk), [cp.sum(x) == 1, x >= 0]),
-        [mu, F],
-        [x],
-        [draw(batch, n), draw(k, n)],
-    )
+    problem = cp.Problem(cp.Maximize(mu @ x - risk), [cp.sum(x) == 1, x >= 0])
+
+    def quadratic(mu: Tensor, F: Tensor) -> tuple[Tensor | None, ...]:
+        P = 2 * (F.mT @ F + torch.diag(torch.tensor(d**2)))
+        return P, -mu, -torch.eye(n), torch.zeros(n), torch.ones(1, n), torch.ones(1)
+
+    return problem, [mu, F], [x], [draw(batch, n), draw(k, n)], quadratic
 
 
 def entropy(n: int, batch: int):
@@ -109,18 +119,14 @@ def sdp(n: int, batch: int):
 FAMILIES = [qp, nnls, socp, portfolio, entropy, logistic, sdp]
 
 
-def timed(layer: Callable, values: list[Tensor], rounds: int) -> tuple[float, float, list[Tensor]]:
-    """Median CPU seconds of forward and backward, and the gradients."""
-    forward, backward, leaves = [], [], []
-    for _ in range(rounds):
-        leaves = [value.clone().requires_grad_() for value in values]
-        began = time.process_time()
-        found = layer(*leaves)[0]
-        middle = time.process_time()
-        (found * torch.linspace(-1, 1, found.shape[-1])).sum().backward()
-        forward.append(middle - began)
-        backward.append(time.process_time() - middle)
-    return statistics.median(forward), statistics.median(backward), [leaf.grad for leaf in leaves]
+def timed(layer: Callable, values: list[Tensor]) -> tuple[float, float, list[Tensor]]:
+    """CPU seconds of forward and backward, and the gradients."""
+    leaves = [value.clone().requires_grad_() for value in values]
+    began = time.process_time()
+    found = layer(*leaves)[0]
+    middle = time.process_time()
+    (found * torch.linspace(-1, 1, found.shape[-1])).sum().backward()
+    return middle - began, time.process_time() - middle, [leaf.grad for leaf in leaves]
 
 
 def error(found: list[Tensor], exact: list[Tensor]) -> float:
@@ -128,7 +134,7 @@ def error(found: list[Tensor], exact: list[Tensor]) -> float:
     return max(float((a - b).abs().max()) / s for a, b, s in zip(found, exact, sizes, strict=True))
 
 
-def peers(problem, parameters, variables, matrices) -> dict[str, Callable]:
+def peers(problem, parameters, variables, quadratic: Quadratic | None) -> dict[str, Callable]:
     found: dict[str, Callable] = {}
     if find_spec("cvxpylayers") and find_spec("diffcp"):
         from cvxpylayers.torch import CvxpyLayer as Peer
@@ -137,35 +143,71 @@ def peers(problem, parameters, variables, matrices) -> dict[str, Callable]:
         found["cvxpylayers (diffcp, Clarabel)"] = lambda *values: peer(
             *values, solver_args={"solve_method": "Clarabel"}
         )
-    if matrices and find_spec("qpth"):
+    if quadratic and find_spec("qpth"):
         from qpth.qp import QPFunction
 
-        Q, G, A = matrices
-        found["qpth"] = lambda p, h, b: [QPFunction(verbose=-1, eps=1e-12, maxIter=30)(Q, p, G, h, A, b)]
+        def by_qpth(*values: Tensor) -> list[Tensor]:
+            parts = quadratic(*values)
+            count = len(parts[1])  # of what a batch shares it returns the mean of the gradients, not the sum
+            given = [
+                torch.tensor([]) if part is None
+                else part.expand(count, *part.shape) if part.requires_grad and part.ndim == k
+                else part
+                for part, k in zip(parts, (2, 1, 2, 1, 2, 1), strict=True)
+            ]  # fmt: skip
+            return [QPFunction(verbose=-1, eps=1e-12, maxIter=30)(*given)]
+
+        found["qpth"] = by_qpth
+    if quadratic and find_spec("proxsuite"):
+        from proxsuite.torch.qplayer import QPFunction as ProxQP
+
+        def by_proxsuite(*values: Tensor) -> list[Tensor]:
+            P, q, G, h, A, b = quadratic(*values)
+            A, b = (P.new_zeros(0, len(P)), P.new_zeros(0)) if A is None else (A, b)
+            count = len(q)
+            given = (P, q, A, b, G, torch.full_like(h, -1e20), h)
+            batched = [
+                (part if part.ndim == k else part.expand(count, *part.shape)).contiguous()
+                for part, k in zip(given, (3, 2, 3, 2, 3, 2, 2), strict=True)
+            ]
+            return [ProxQP(omp_parallel=False)(*batched)[0]]
+
+        found["proxsuite"] = by_proxsuite
     return found
 
 
 def workload(name: str, posed: tuple, n: int, batch: int, *, quick: bool) -> None:
-    problem, parameters, variables, values, *matrices = posed
+    problem, parameters, variables, values, *quadratic = posed
     layers: dict[str, Callable] = {"CvxpyLayer": CvxpyLayer(problem, parameters, variables)}
-    layers |= peers(problem, parameters, variables, matrices[0] if matrices else None)
-    polished = CvxpyLayer(
-        problem, parameters, variables, polish="auto", adjoint=inv.adjoints.Implicit(singular="consistent")
-    )
-    exact = timed(polished, values, 1)[2]
-    rounds = 1 if quick or n * batch > 2000 else 5
+    layers |= peers(problem, parameters, variables, quadratic[0] if quadratic else None)
+    residual_map = inv.adjoints.Implicit(singular="consistent", linear_solver=inv.linear.LU())
+    few = [
+        value[:4] if value.ndim > len(p.shape) else value for value, p in zip(values, parameters, strict=True)
+    ]
+    exact = timed(CvxpyLayer(problem, parameters, variables, adjoint=residual_map), few)[2]
     print(f"\n{name}, n = {n}, B = {batch}: forward, backward, gradient error")
-    first = None
+    rounds = 1 if quick else 3 if n * batch > 2000 else 15
+    times: dict[str, list[tuple[float, float]]] = {label: [] for label in layers}
+    errors, failed = {}, {}
     for label, layer in layers.items():
         try:
-            forward, backward, gradients = timed(layer, values, rounds)
+            errors[label] = error(timed(layer, few)[2], exact)
         except Exception as failure:  # a peer's
-            print(f"  {label:32s} failed: {type(failure).__name__}")
+            failed[label] = type(failure).__name__
+    for _ in range(rounds):
+        for label, layer in layers.items():
+            if label not in failed:
+                times[label].append(timed(layer, values)[:2])
+    first: list[float] = []
+    for label in layers:
+        if label in failed:
+            print(f"  {label:32s} failed: {failed[label]}")
             continue
-        first = first or (forward, backward)
+        forward, backward = (statistics.median(part) for part in zip(*times[label], strict=True))
+        first = first or [forward, backward]
         print(
             f"  {label:32s} {forward * 1e3:10.2f} ms  x {forward / first[0]:8.2f} {backward * 1e3:10.2f} ms  "
-            f"x {backward / first[1]:8.2f}   {error(gradients, exact):.1e}"
+            f"x {backward / first[1]:8.2f}   {errors[label]:.1e}"
         )
 
 
@@ -176,7 +218,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,128")
     parser.add_argument("--families", default="")
     arguments = parser.parse_args()
-    for peer in ("cvxpylayers", "diffcp", "qpth"):
+    for peer in ("cvxpylayers", "diffcp", "qpth", "proxsuite"):
         if find_spec(peer) is None:
             print(f"{peer} is not installed: its rows are left out")
     sizes = [4] if arguments.quick else [int(n) for n in arguments.sizes.split(",")]
@@ -187,6 +229,7 @@ def main() -> None:
     for n in sizes:
         for batch in batches:
             for family in chosen:
+                RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state  # the same each time
                 workload(family.__name__, family(n, batch), n, batch, quick=arguments.quick)
 
 

@@ -8,6 +8,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -17,9 +19,18 @@ import torch  # noqa: E402 (the number of threads is read at import)
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 
-__all__ = ["compare", "options"]
+__all__ = ["After", "compare", "options"]
 
-Case = Callable[[], object]
+
+@dataclass(frozen=True)
+class After:
+    """A case of which only the last part is timed: ``run`` of what ``prepare`` has made, anew each time."""
+
+    prepare: Callable[[], Any]
+    run: Callable[[Any], object]
+
+
+Case = Callable[[], object] | After
 
 
 def options() -> argparse.Namespace:
@@ -29,10 +40,26 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _calls_per_turn(case: Case, target: float) -> int:
-    case()
+def _seconds(case: Case, calls: int) -> float:
+    """CPU seconds of so many calls."""
+    if isinstance(case, After):
+        total = 0.0
+        for _ in range(calls):
+            prepared = case.prepare()
+            began = time.process_time()
+            case.run(prepared)
+            total += time.process_time() - began
+        return total
     began = time.process_time()
-    case()
+    for _ in range(calls):
+        case()
+    return time.process_time() - began
+
+
+def _calls_per_turn(case: Case, target: float) -> int:
+    _seconds(case, 1)
+    began = time.process_time()
+    _seconds(case, 1)  # with what is not timed: a turn should not take long
     return max(1, min(500, int(target / max(time.process_time() - began, 1e-7))))
 
 
@@ -48,10 +75,7 @@ def measure(cases: Mapping[str, Case], *, quick: bool = False) -> dict[str, floa
     gc.disable()
     for turn in range(rounds):
         for name in list(cases)[:: -1 if turn % 2 else 1]:
-            began = time.process_time()
-            for _ in range(calls[name]):
-                cases[name]()
-            times[name].append((time.process_time() - began) / calls[name])
+            times[name].append(_seconds(cases[name], calls[name]) / calls[name])
     gc.enable()
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -1,7 +1,9 @@
 """Quadratic programs, all six gradients: beside the raw solver with a backward pass by hand, and peers.
 
-The floor is what cannot be avoided: the library's own solve, and one factorisation of the active constraints'
-KKT matrix. Peers (dqp, qpth, proxsuite, cvxpylayers) are rows where they are installed.
+The floor is what cannot be avoided: the library's own solve by ``qpsolvers.solve_problem``, which is what the
+adapter calls, too, on matrices already in the form that it wants; and one factorisation of the active
+constraints' KKT matrix, by NumPy or SuperLU, with no check of either. Peers (dqp, qpth, proxsuite,
+cvxpylayers) are rows where they are installed.
 """
 
 from __future__ import annotations

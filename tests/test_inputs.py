@@ -282,6 +282,14 @@ def test_adjoint_has_to_be_an_adjoint(jacobian: Any) -> None:
         inv.root(f, torch.zeros(2), args=torch.ones(2), adjoint=jacobian)
 
 
+@pytest.mark.parametrize("options", [[1], "maxiter", 3])
+def test_options_have_to_be_a_mapping(options: Any) -> None:
+    with pytest.raises(
+        inv.ConditionsError, match=r"options=.*: accepted is a mapping, such as \{'maxiter': 50\}"
+    ):
+        inv.root(f, torch.zeros(2), args=torch.ones(2), options=options)
+
+
 def test_solver_is_found_by_name_or_the_error_lists_names() -> None:
     with pytest.raises(inv.SolverNotFoundError, match=r"torch\.newton"):
         inv.root(f, torch.zeros(2), args=torch.ones(2), solver="torch.newtn")

@@ -3,7 +3,7 @@
 The solver stays as it is; you write in torch what its output satisfies, and get exact gradients.
 """
 
-from invlayer_core import adjoints, jacobians, linear, losses, manifolds, testing
+from invlayer_core import adjoints, constraints, jacobians, linear, losses, manifolds, testing
 from invlayer_core.certificate import SolveInfo
 from invlayer_core.conditions.cone import ConeSolution
 from invlayer_core.conditions.cones import Cones, ConeStructure
@@ -23,6 +23,7 @@ from invlayer_core.errors import (
     SolverNotFoundError,
     UnsupportedTransformError,
 )
+from invlayer_core.foreign import ForeignFunction, in_transform
 from invlayer_core.functional import (
     batch_jacobian,
     check_jacobian,
@@ -86,6 +87,7 @@ __all__ = [
     "DegeneracyWarning",
     "DifferentiableSolver",
     "FixedPointLayer",
+    "ForeignFunction",
     "InverseLayer",
     "InvlayerError",
     "LayerReport",
@@ -116,11 +118,13 @@ __all__ = [
     "check_jacobian",
     "check_layer",
     "cone_program",
+    "constraints",
     "fixed_point",
     "from_numpy",
     "get_solver",
     "hookimpl",
     "implicit_function",
+    "in_transform",
     "inverse",
     "jacobians",
     "least_squares",

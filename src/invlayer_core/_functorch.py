@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -17,10 +17,13 @@ from torch import Tensor
 from torch._C import _functorch as _C
 
 __all__ = [
+    "NOTHING",
     "above_autograd",
     "apply",
     "current_level",
     "forward_mode_depth",
+    "gradients",
+    "gradients_in_batch",
     "has_tangent",
     "in_forward_mode",
     "is_active",
@@ -37,6 +40,11 @@ __all__ = [
     "transform_depth",
     "with_cached_signature",
 ]
+
+NOTHING: AbstractContextManager[None] = nullcontext()
+"""For ``with``, where there is nothing to change; one for all, as making one costs more than entering it."""
+
+_ENGINE = torch.autograd.Variable._execution_engine
 
 FunctionClass = TypeVar("FunctionClass", bound=type[torch.autograd.Function])
 
@@ -62,6 +70,42 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
+def gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad`` with the graph kept, and None for an input that is not reached.
+
+    It goes straight to torch's engine: ``torch.autograd.grad`` first checks and prepares its arguments in
+    Python, which for a small graph takes as long as the pass itself. Modes that watch torch functions, such
+    as those of ``captured.py``, have to see the call, and get it.
+    """
+    if torch._C._len_torch_function_stack():
+        return torch.autograd.grad(
+            outputs, inputs, cotangents, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+    result: tuple[Tensor | None, ...] = _ENGINE.run_backward(
+        tuple(outputs), tuple(cotangents), True, create_graph, tuple(inputs), True, accumulate_grad=False
+    )
+    return result
+
+
+def gradients_in_batch(
+    output: Tensor, inputs: Sequence[Tensor], cotangents: Tensor, create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """:func:`gradients` for every one of ``cotangents`` ``(k, *output)`` in one pass: ``(k, *input)`` each.
+
+    What ``is_grads_batched=True`` does, of which torch's own preparations take longer than a small pass.
+    """
+    level = torch._C._vmapmode_increment_nesting()
+    try:
+        mapped = torch._add_batch_dim(cotangents, 0, level)
+        rows = gradients((output,), inputs, (mapped,), create_graph)
+        size = cotangents.shape[0]
+        return tuple(None if row is None else torch._remove_batch_dim(row, level, size, 0) for row in rows)
+    finally:
+        torch._C._vmapmode_decrement_nesting()
+
+
 def _interpreter_names() -> list[str]:
     """Names of the running transforms, outermost first, such as ``["Vmap", "Grad"]``."""
     return [interpreter.key().name for interpreter in _C.get_interpreter_stack() or []]
@@ -85,6 +129,8 @@ def transform_depth() -> int:
 
 def forward_mode_depth() -> int:
     """How many forward-mode transforms are nested."""
+    if not is_active():
+        return 0
     return _interpreter_names().count("Jvp")
 
 
@@ -123,7 +169,7 @@ def revive(tensors: Sequence[Any]) -> list[Any]:
     A vjp is usually called after the transform that made it has ended; what its ctx saved is wrapped for
     a level that no longer exists, or that has been given to another transform since.
     """
-    return [_C.unwrap_if_dead(t) if isinstance(t, Tensor) else t for t in tensors]
+    return [None if t is None else _C.unwrap_if_dead(t) for t in tensors]
 
 
 def mapped_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -145,14 +191,11 @@ def is_same_memory(tensor: Tensor, other: Tensor) -> bool:
     )
 
 
-@contextmanager
-def own_saved_tensors() -> Iterator[None]:
+def own_saved_tensors() -> AbstractContextManager[None]:
     """Keep hooks such as those of ``checkpoint`` away from graphs that live and die inside a solve."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-        yield
-        return
-    with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
-        yield
+        return NOTHING
+    return torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged)
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

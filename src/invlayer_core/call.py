@@ -27,6 +27,7 @@ from invlayer_core.leaves import EventDims
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.solvers.direct import is_factors
 from invlayer_core.solvers.lookup import get_solver, solvers
+from invlayer_core.solvers.problem import Products
 from invlayer_core.solvers.registry import get_registry
 from invlayer_core.starts import Starts, open_guess, previous_solution
 from invlayer_core.structure import Arguments
@@ -88,7 +89,8 @@ def solve_from_guess(
     check_devices(kind, y0, arguments.tensors)
     starts = Starts.of(kind, working_precision(y0).detach(), settings)
     parts = getattr(conditions, "parts", {})
-    system = System(conditions, arguments, starts.shape, (), jacobian, parts=parts)
+    chunk_size = settings.adjoint.chunk_size
+    system = System(conditions, arguments, starts.shape, (), jacobian, parts=parts, chunk_size=chunk_size)
     captured = find_captured(system, starts.first) if _functorch.is_active() else None
     system = system.with_captured(captured or ())
     forward, tensors = choose_forward(kind, system, starts.first, solver, options or {}, settings)
@@ -213,7 +215,16 @@ def _solver_linearized(system: System, y: Tensor, theta: Any, recorded: bool) ->
     return linearization.value, _blocks(linearization)
 
 
-DERIVATIVES = Derivatives(_solver_jacobian, _solver_second_derivative, _solver_linearized)
+def _solver_products(system: System, y: Tensor, theta: Any) -> Products:
+    """F with the products of J for a forward solver, from one evaluation."""
+    linearization = linearize(system, y.detach(), theta)
+    value = linearization.value
+    if not value.requires_grad:  # F does not read y
+        return Products(value, lambda _: torch.zeros_like(value), lambda _: torch.zeros_like(y))
+    return Products(value.detach(), linearization.push_y, linearization.pull_y)
+
+
+DERIVATIVES = Derivatives(_solver_jacobian, _solver_second_derivative, _solver_linearized, _solver_products)
 """How a forward solver's derivatives are taken."""
 
 

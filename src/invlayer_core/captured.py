@@ -12,6 +12,7 @@ shows it, so such a tensor is reported instead of forgotten.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple, final
 
 import torch
@@ -125,11 +126,13 @@ def _modules_of(function: Any) -> Iterator[torch.nn.Module]:
         if isinstance(value, torch.nn.Module):
             yield value
             continue
-        cells = [_contents(cell) for cell in getattr(value, "__closure__", None) or ()]
-        # Conditions keep the user's function as .function (.conditions), bound methods their object.
-        inner = [getattr(value, name, None) for name in ("function", "conditions", "__self__", "func")]
-        several = getattr(value, "functions", ())  # of a problem with constraints
-        stack += [thing for thing in (*cells, *inner, *several) if callable(thing)]
+        if type(value) is FunctionType:
+            inside = [_contents(cell) for cell in value.__closure__ or ()]
+        else:
+            # Conditions keep the user's function as .function (.conditions), bound methods their object.
+            inside = [getattr(value, name, None) for name in ("function", "conditions", "__self__", "func")]
+            inside += getattr(value, "functions", ())  # of a problem with constraints
+        stack += [thing for thing in inside if callable(thing)]
 
 
 def _contents(cell: Any) -> Any:

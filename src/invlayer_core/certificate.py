@@ -119,11 +119,17 @@ def absolute_tolerance(dtype: torch.dtype, atol: float | None) -> float:
     return default_tolerance(dtype) if atol is None else atol
 
 
-@torch.no_grad()
 def all_hold(y: Tensor, residual: Tensor, atol: float | None) -> bool:
-    """Whether every sample is within ``atol``: the verdict in the common case, at the least cost."""
-    small = _largest(residual) <= absolute_tolerance(y.dtype, atol)  # False for NaN
-    return bool(_functorch.plain(small & (_largest(y) < torch.inf)).all())
+    """Whether every sample is within ``atol`` and finite: the verdict in the common case, at the least cost.
+
+    Both may have any shape, and carry no gradient. 0 · Σy is NaN unless y is finite (or its sum overflows:
+    then it is for :func:`judge` to say), and so is then all that it is added to.
+    """
+    y, residual = _functorch.plain(y), _functorch.plain(residual)
+    if residual.numel() == 0:
+        return bool(y.isfinite().all())
+    worst = residual.abs().max() + 0.0 * y.sum()
+    return float(worst) <= absolute_tolerance(y.dtype, atol)  # no NaN is
 
 
 def nudged(y: Tensor, rtol: float | None) -> Tensor:
@@ -211,18 +217,24 @@ def _describe(info: SolveInfo, inputs: Sequence[Tensor]) -> str:
     ]
     if len(bad) > _SHOWN:
         lines.append(f"  and {len(bad) - _SHOWN} more")
-    nan = any(
-        (t.is_floating_point() or t.is_complex()) and not bool(_functorch.plain(t).isfinite().all())
-        for t in inputs
-    )
     return "\n".join(
         [
             f"{info.solver}: {len(bad)} of {len(info.status)} samples do not satisfy the conditions at the "
             "returned solution.",
             *lines,
-            *(["The inputs already hold NaN or infinity."] if nan else []),
+            *_not_finite(inputs),
             "Accepted are residuals within atol, or within what a change of y by rtol does to them. Start "
             "closer (y0=), give the solver more room "
             "(options=), or choose what failed samples become: on_failure='warn' | 'nan' | 'zero_grad'.",
         ]
     )
+
+
+def _not_finite(inputs: Sequence[Tensor]) -> list[str]:
+    """A sentence on inputs that are no numbers; infinity is one, of a bound that is not there."""
+    numbers = [_functorch.plain(t) for t in inputs if t.is_floating_point() or t.is_complex()]
+    if any(bool(t.isnan().any()) for t in numbers):
+        return ["The inputs already hold NaN."]
+    if any(bool(t.isinf().any()) for t in numbers):
+        return ["The inputs hold infinity, which only bounds should."]
+    return []

@@ -25,6 +25,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from invlayer_core.certificate import SolveInfo
 
 __all__ = [
@@ -41,8 +43,6 @@ __all__ = [
     "UnsupportedTransformError",
     "warn_user",
 ]
-
-_PACKAGE = os.path.dirname(__file__)
 
 
 class InvlayerError(Exception):
@@ -100,9 +100,15 @@ class PerformanceWarning(UserWarning):
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn at the line of the user's code, however deep inside the package (or torch) this is called."""
-    outside = (_PACKAGE, os.path.join(os.path.dirname(sys.modules["torch"].__file__ or ""), ""))
+    """Warn at the line of the user's code, however deep inside invlayer (or torch) this is called."""
+    torch_folder = os.path.join(os.path.dirname(sys.modules["torch"].__file__ or ""), "")
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(outside):
+    while frame.f_back is not None and _is_inside(frame, torch_folder):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def _is_inside(frame: FrameType, torch_folder: str) -> bool:
+    """Whether the code is the core's, a plugin's or torch's."""
+    name: str = frame.f_globals.get("__name__", "")
+    return name.startswith("invlayer_") or frame.f_code.co_filename.startswith(torch_folder)

@@ -33,9 +33,10 @@ from invlayer_core.execution.outcome import Outcome
 from invlayer_core.execution.plan import BatchMode, check_batch
 from invlayer_core.inputs import outside_inference_mode
 from invlayer_core.leaves import EventDims, check_event_dims
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
-from invlayer_core.solvers.direct import handed_factors
+from invlayer_core.solvers.direct import Factor, handed_factors
 from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments, SystemShape
 
@@ -132,11 +133,15 @@ class Settings:
 @final
 @dataclass(frozen=True)
 class Solution:
-    """y*, differentiable, with what is known about it (``info`` only if asked for, or if a sample failed)."""
+    """y*, differentiable, with what is known about it (``info`` only if asked for, or if a sample failed).
+
+    ``dead`` are the samples ``(*batch,)`` without a derivative, if there are any.
+    """
 
     y: Tensor
     info: SolveInfo | None
     outcome: Outcome
+    dead: Tensor | None = None
 
 
 def solve_implicitly(
@@ -191,27 +196,30 @@ def solve_implicitly(
         settings = replace(settings, event_dims=1)
     shape = SystemShape.of(y, settings.event_dims)
     parts = getattr(conditions, "parts", {})  # what an adjoint may need besides F, such as the objective
-    system = System(conditions, arguments, shape, (), jacobian, measurable, settings.compile, parts=parts)
-    if captured:
-        system = system.with_captured(captured)
-    if _needs_derivative(system) or torch.is_grad_enabled():
+    system = System(
+        conditions, arguments, shape, (), jacobian, measurable, settings.compile,
+        parts=parts, chunk_size=adjoint.chunk_size,
+    )  # fmt: skip
+    system = system.with_captured(captured or ())
+    if watched or _functorch.is_active():
         system = system.with_places()
     with _functorch.own_saved_tensors():
         system, residual = _certify(system, y, find=captured is None and watched)
-    steps = None
+    steps: Tensor | None = None
+    factors: Sequence[Factor | None] = ()
     if settings.polish:
         with outside_inference_mode(), _functorch.own_saved_tensors():
             method = getattr(settings.adjoint, "linear_solver", None)
-            y, residual, steps = polish(system, y, residual, settings.polish, method)
+            y, residual, steps, factors = polish(system, y, residual, settings.polish, method)
+    if measurable:
+        holds = all_hold(y, residual, settings.atol)
+    else:  # nothing to measure: it holds where the solver itself has no doubts
+        holds = outcome.without_doubts and all_hold(y, y.new_zeros(()), settings.atol)
+    if holds and not settings.return_info:
+        y = _attach(system, y, None, settings, outcome, factors, iterations, resolve)
+        return Solution(y, None, outcome)  # no one asked for more
     measured = system.shape.vectors(residual) if measurable else None
     flat, beside = system.shape.vectors(y), None
-    if measured is not None:
-        holds = all_hold(flat, measured, settings.atol)
-    else:  # nothing to measure: it holds where the solver itself has no doubts
-        holds = outcome.without_doubts and all_hold(flat, torch.zeros_like(flat), settings.atol)
-    if holds and not settings.return_info:
-        y = _attach(system, y, None, settings, outcome, iterations, resolve)
-        return Solution(y, None, outcome)  # no one asked for more
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
     if measured is not None and not holds:
         beside = _residual_beside(system, nudged(flat, settings.rtol))
@@ -220,7 +228,8 @@ def solve_implicitly(
     info = replace(info, start=_origin(info.ok, outcome, warm))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    return Solution(_attach(system, y, dead, settings, outcome, iterations, resolve), info, outcome)
+    y = _attach(system, y, dead, settings, outcome, factors, iterations, resolve)
+    return Solution(y, info, outcome, dead)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
@@ -230,7 +239,7 @@ def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
 
 def _certify(system: System, y: Tensor, *, find: bool) -> tuple[System, Tensor]:
     """F(y*, θ) once; the same evaluation tells whether F captures tensors."""
-    known = [y, *(tensor.detach() for tensor in system.theta)]
+    known = [y, *[tensor.detach() for tensor in system.theta]]
     evaluate = lambda: system.residual(known[0], known[1:])  # noqa: E731
     if find:
         residual, captured = evaluate_and_capture(evaluate, known, system.function)
@@ -297,16 +306,18 @@ def _attach(
     dead: Tensor | None,
     settings: Settings,
     outcome: Outcome,
+    factors: Sequence[Factor | None],
     iterations: Iterations | None,
     resolve: Callable[[System, Tensor], Tensor] | None,
 ) -> Tensor:
     if not _needs_derivative(system):
         return y
-    factors = () if _functorch.is_active() else handed_factors(outcome.aux, system.shape.count)
+    handed = () if _functorch.is_active() else handed_factors(outcome.aux, system.shape.count)
+    bank = FactorBank(handed, own=factors)
     dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
     if iterations is not None:
         iterations = iterations.with_recorded(outcome.recorded)
-    return settings.adjoint.attach(system, y, dead, dead_value, factors, iterations, resolve)
+    return settings.adjoint.attach(system, y, dead, dead_value, bank, iterations, resolve)
 
 
 def _needs_derivative(system: System) -> bool:

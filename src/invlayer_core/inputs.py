@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from invlayer_core import _functorch
 from invlayer_core.errors import ConditionsError
 
 __all__ = [
@@ -83,12 +84,13 @@ def working_precision(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-@contextmanager
-def outside_inference_mode() -> Iterator[None]:
+def outside_inference_mode() -> AbstractContextManager[None]:
     """Where inference mode is on, plain ``no_grad``: inside inference mode no Jacobian can be taken."""
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
+    return _outside_inference_mode() if torch.is_inference_mode_enabled() else _functorch.NOTHING
+
+
+@contextmanager
+def _outside_inference_mode() -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad():
         yield
 

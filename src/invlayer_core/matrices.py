@@ -47,6 +47,11 @@ class MatrixForm(ABC):
     def row_norms(self, held: Tensor) -> Tensor:
         """The Euclidean norm of every row, ``(*batch, m)``; 1 for a row of zeros."""
 
+    def largest(self, held: Tensor) -> Tensor:
+        """The largest entry, in size: ``(*batch,)``; 0 if there is none."""
+        flat = held.flatten(-self.event_dims)
+        return flat.abs().amax(-1) if flat.shape[-1] else flat.new_zeros(flat.shape[:-1])
+
     @abstractmethod
     def dense(self, held: Tensor) -> Tensor:
         """The matrix itself, ``(*batch, m, n)``."""

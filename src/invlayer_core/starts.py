@@ -20,7 +20,7 @@ from invlayer_core.execution.multistart import Acceptance, Multistart
 from invlayer_core.implicit import Settings
 from invlayer_core.structure import SystemShape
 
-__all__ = ["Starts", "open_guess", "previous_solution", "starts_between"]
+__all__ = ["Starts", "acceptance", "open_guess", "previous_solution", "starts_between"]
 
 
 def open_guess(y0: Any, args: Any) -> Any:
@@ -96,7 +96,7 @@ class Starts:
         first, *rest = tensors
         starts = torch.cat([first.unsqueeze(0), self.others])
         captured = system.theta[len(rest) :]  # a plain solver function is not given what F captures
-        multistart = Multistart(forward, system, _acceptance(settings.atol, settings.rtol))
+        multistart = Multistart(forward, system, acceptance(settings.atol, settings.rtol))
         return multistart, (starts, *rest, *captured)
 
 
@@ -154,7 +154,7 @@ def _warmed(
     return torch.where(warm.reshape((*shape.batch, *(1 for _ in shape.event))), y, start), warm
 
 
-def _acceptance(atol: float | None, rtol: float | None) -> Acceptance:
+def acceptance(atol: float | None, rtol: float | None) -> Acceptance:
     """Which samples a start has solved, by the certificate's own measure, and ‖F‖∞ of each; both ``(B,)``."""
 
     def accept(system: System, y: Tensor, theta: Sequence[Tensor], status: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,20 +53,81 @@ def test_many_steps_are_the_exact_derivative(damping: float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("kind", ["minimize", "least_squares"])
-def test_gradient_steps(kind: str) -> None:
-    """f = ½ ‖B y − a‖² pushed by λ Bᵀ: after k steps λ Σ (I − λ BᵀB)ʲ Bᵀ."""
-    B, a = torch.randn(4, 2), torch.randn(4)
-    damping = 0.5 / float(torch.linalg.matrix_norm(B, 2)) ** 2
-    residuals = lambda y, a: y @ B.T - a  # noqa: E731
+def linear_fit(kind: str, scale: float | Tensor = 1.0) -> tuple[Tensor, Callable[[Any, Tensor], Tensor]]:
+    """f = ½ c ‖B y − a‖²: B, and the minimum as a function of a."""
+    B = torch.randn(4, 2)
+    root = torch.as_tensor(scale).sqrt()
+    residuals = lambda y, a: root * (y @ B.T - a)  # noqa: E731
     objective = lambda y, a: 0.5 * residuals(y, a).square().sum(-1)  # noqa: E731
-    solver = lambda y0, a: torch.linalg.lstsq(B, a.unsqueeze(-1)).solution.squeeze(-1)  # noqa: E731
+    solver = lambda y0, a: a @ torch.linalg.pinv(B).T  # noqa: E731
     solve: Callable[..., Tensor] = {"minimize": inv.minimize, "least_squares": inv.least_squares}[kind]
     posed = objective if kind == "minimize" else residuals
-    adjoint = Phantom(3, damping)
-    found = jacrev(lambda a: solve(posed, torch.zeros(2), a, solver=solver, adjoint=adjoint))(a)
-    M = torch.eye(2) - damping * B.T @ B
-    torch.testing.assert_close(found, damping * (torch.eye(2) + M + M @ M) @ B.T, rtol=1e-12, atol=1e-12)
+
+    def minimum(adjoint: Any, a: Tensor) -> Tensor:
+        return solve(posed, a.new_zeros(*a.shape[:-1], 2), a, solver=solver, adjoint=adjoint)
+
+    return B, minimum
+
+
+KINDS = pytest.mark.parametrize("kind", ["minimize", "least_squares"])
+
+
+@KINDS
+@pytest.mark.parametrize("damping", [1.0, 0.5])
+def test_gradient_steps(kind: str, damping: float) -> None:
+    """Pushed by λ Bᵀ, k steps give λ Σ (I − λ BᵀB)ʲ Bᵀ; and λ is the damping over about ‖BᵀB‖."""
+    B, minimum = linear_fit(kind)
+    a = torch.randn(4)
+    one, three = (jacrev(lambda a, k=k: minimum(Phantom(k, damping), a))(a) for k in (1, 3))
+    length = float((one / B.T).mean())
+    torch.testing.assert_close(one, length * B.T, rtol=1e-12, atol=0)
+    assert damping <= length * float(torch.linalg.matrix_norm(B, 2)) ** 2 < 1.2 * damping
+    M = torch.eye(2) - length * B.T @ B
+    torch.testing.assert_close(three, length * (torch.eye(2) + M + M @ M) @ B.T, rtol=1e-12, atol=1e-12)
+
+
+@KINDS
+@pytest.mark.parametrize("scale", [1e-8, 1e6, 1e12])
+def test_scale_of_the_objective_does_not_matter(kind: str, scale: float) -> None:
+    """c f has the minimum of f. With plain steps of length 1 the series would run off as (c ‖H‖)ᵏ."""
+    a, found = torch.randn(4), []
+    for c in (1.0, scale):
+        torch.manual_seed(3)
+        minimum = linear_fit(kind, c)[1]
+        found.append(jacrev(lambda a, minimum=minimum: minimum(Phantom(5), a))(a))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+
+
+@KINDS
+def test_each_sample_has_a_scale_of_its_own(kind: str) -> None:
+    """Many steps are the exact derivative for all; and few are those of a sample alone."""
+    scale = torch.tensor([[1e-6], [1.0], [1e6]])
+    B, minimum = linear_fit(kind, scale)
+    a = torch.randn(3, 4, requires_grad=True)
+    (found,) = torch.autograd.grad(minimum(Phantom(400), a).sum(), a)
+    expected = torch.linalg.pinv(B).sum(0).expand(3, 4)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.manual_seed(0)
+    (few,) = torch.autograd.grad(minimum(Phantom(2), a).sum(), a)
+    torch.testing.assert_close(few[0], few[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(few[0], few[2], rtol=1e-9, atol=1e-9)
+
+
+def test_mapped_minimum() -> None:
+    _, minimum = linear_fit("minimize")
+    a = torch.randn(3, 4)
+    one = jacrev(lambda a: minimum(Phantom(2), a))
+    torch.testing.assert_close(vmap(one)(a), torch.stack([one(row) for row in a]), rtol=1e-13, atol=1e-13)
+    leaf = a.clone().requires_grad_()
+    (found,) = torch.autograd.grad(minimum(Phantom(2), leaf).sum(), leaf)
+    torch.testing.assert_close(found, vmap(one)(a).sum(1), rtol=1e-12, atol=1e-12)
+
+
+def test_minimum_of_what_reads_no_unknown() -> None:
+    """Without curvature there is no length to go by, and nothing to gain."""
+    a = torch.randn(2, requires_grad=True)
+    y = inv.minimize(lambda y, a: a.sum(-1), torch.zeros(2), a, adjoint=Phantom())
+    assert torch.equal(torch.autograd.grad(y.sum(), a, materialize_grads=True)[0], torch.zeros(2))
 
 
 def test_eager_forward_mode() -> None:

@@ -35,7 +35,7 @@ def dual_ascent(problem: inv.ConeProblem, steps: int = 100) -> np.ndarray:
     upper[tuple(index.numpy() for index in problem.structure.P)] = problem.P
     A[tuple(index.numpy() for index in problem.structure.A)] = problem.A
     inverse = np.linalg.inv(upper + upper.T - np.diag(upper.diagonal()))
-    step, y, v = 1.0 / np.linalg.norm(A @ inverse @ A.T, 2), np.zeros(m), np.zeros(m)
+    step, y, v = 1.0 / max(np.linalg.norm(A @ inverse @ A.T, 2), 1e-9), np.zeros(m), np.zeros(m)
     for _ in range(steps):
         x = -inverse @ (problem.q + A.T @ y)
         v = y + step * (A @ x - problem.b)

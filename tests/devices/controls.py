@@ -110,7 +110,7 @@ CONTROLS: dict[str, tuple[Scenario, str]] = {
     "jacobian_on_the_cpu": (_with_f(conditions, jacobian=_jacobian_on_the_cpu), _TWO_DEVICES),
     "numpy_of_a_device_tensor": (_with_f(_through_numpy), r"can't convert \w+(:0)? tensor to numpy"),
     "engine_forgets_eye": (_broken_engine("eye", "failed_analytic_jacobian"), _TWO_DEVICES),
-    "engine_forgets_arange": (_broken_engine("arange", "implicit_function"), _TWO_DEVICES),
+    "engine_forgets_ones": (_broken_engine("ones", "implicit_function"), _TWO_DEVICES),
     "engine_forgets_zeros_in_newton": (_broken_engine("zeros", "newton"), _TWO_DEVICES),
     "engine_forgets_zeros": (_broken_engine("zeros", "polish"), _TWO_DEVICES),
 }

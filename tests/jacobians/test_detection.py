@@ -143,7 +143,7 @@ def test_compressed_values_are_those_of_the_dense_jacobian(case: str, batch: tup
 
 
 def test_values_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("invlayer_core.jacobians.compressed._CHUNK_BYTES", 3 * 50 * 8)
+    monkeypatch.setattr("invlayer_core.jacobians.blocks._CHUNK_BYTES", 3 * 50 * 8)
     f, n = CASES["random"]
     y = start(n)
     exact = dense(f, y)

@@ -183,8 +183,8 @@ def test_auto_is_lu_up_to_its_limit() -> None:
         (Implicit(), "LU() (auto: the blocks of 3 systems of 4 unknowns take 384 bytes)"),
         (
             Implicit(linear_solver=inv.linear.Auto(dense_limit=100)),
-            "GMRES(rtol=None, maxiter=500, restart=40, check_every=4) (auto: the blocks of 3 systems of 4 "
-            "unknowns take 384 bytes, more than 100 bytes)",
+            "GMRES(rtol=None, maxiter=500, restart=40, check_every=4, preconditioner=None) (auto: the blocks "
+            "of 3 systems of 4 unknowns take 384 bytes, more than 100 bytes)",
         ),
         (Implicit(linear_solver=inv.linear.Cholesky()), "Cholesky()"),
     ],

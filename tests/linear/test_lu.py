@@ -219,11 +219,12 @@ def run_guarded(n: int, body: str) -> None:
 ALL = "\n".join(BODIES[name] for name in ("factor", "worker thread", "backward"))
 
 
-@pytest.mark.parametrize("n", [150, 200])
+@pytest.mark.parametrize("n", [150, pytest.param(200, marks=pytest.mark.slow)])
 def test_large_batches_with_two_threads(n: int) -> None:
     run_guarded(n, ALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["vmap(grad)", "nested forward mode", "mapped nested forward mode", "damped"],

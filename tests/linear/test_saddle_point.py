@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from invlayer_core.conditions.quadratic import QuadraticLayout, QuadraticProgram
-from invlayer_core.linear import saddle_point
-from invlayer_core.linear.saddle_bank import make_saddle_point
+from invlayer_core.linear.saddle_point import spectrum
+from invlayer_core.linear.saddle_point.bank import make_saddle_point
 from invlayer_core.matrices import DenseForm, SparseForm
 from invlayer_core.solvers.registry import get_registry
 
@@ -65,7 +65,7 @@ def test_solves(kind: str, shared: bool, bounds: bool, rank: int, monkeypatch: p
     def last_resort(*_: object) -> None:
         raise AssertionError("by eigenvectors")
 
-    monkeypatch.setattr(saddle_point, "spectral_solution", last_resort)
+    monkeypatch.setattr(spectrum, "spectral_solution", last_resort)
     program, active = made(kind, 5, shared=shared, bounds=bounds, rank=rank)
     direct = None if kind == "dense" else get_registry().get_linear_solver("scipy.splu", "test")
     factors = make_saddle_point(program, active, None, direct)

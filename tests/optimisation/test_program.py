@@ -315,8 +315,34 @@ def test_warm_start_and_guesses_from_args() -> None:
     _, info = inv.nlp(objective, torch.zeros_like(P), P, warm_start=previous, **keywords)
     torch.testing.assert_close(starts[-1], previous[0])
     assert info.start.tolist() == [-1, -1]
-    with pytest.raises(inv.ConditionsError, match=r"n_starts=2\).*accepted is 1"):
-        inv.nlp(objective, torch.zeros(2, *P.shape), P, n_starts=2, **keywords)
+    with pytest.raises(inv.ConditionsError, match=r"n_starts=2 came with y0 of shape.*accepted is one guess"):
+        inv.nlp(objective, torch.zeros_like(P)[:1], P, n_starts=2, **keywords)
+
+
+def test_points_of_a_manifold_are_refused() -> None:
+    for solve in (inv.nlp, lambda f, y0, p, **keywords: inv.NLPLayer(f, **keywords)(p, y0=y0)):
+        with pytest.raises(inv.ConditionsError, match=r"nlp\(manifold=...\).*Accepted.*eq=lambda q"):
+            solve(objective, P, P, bounds=(0.0, 1.0), manifold=inv.manifolds.SO3())
+
+
+def test_constraints_are_measured_once() -> None:
+    """With info there is the Jacobian of the constraints on top, and nothing else."""
+    calls: list[str] = []
+
+    def inequality(y: Tensor, p: Tensor) -> Tensor:
+        calls.append("")
+        return 1 - y
+
+    counts = []
+    for return_info in (False, True):
+        calls.clear()
+        p = P.clone().requires_grad_()
+        inv.nlp(
+            objective, torch.zeros_like(P), p, ineq=inequality, solver=lambda y0, p: p.clamp(max=1.0),
+            return_info=return_info, polish=0,
+        )  # fmt: skip
+        counts.append(len(calls))
+    assert counts[1] == counts[0] + 1
 
 
 def test_warm_start_of_named_unknowns() -> None:

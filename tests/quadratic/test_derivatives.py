@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.quadratic.programs import NAMES, TryAll, kkt_solution, leaves, program
@@ -33,9 +34,11 @@ def oracle(*args: Tensor, names: tuple[str, ...] = NAMES) -> Tensor:
 
 @pytest.mark.parametrize("batched", ["", "q", "P q G h A b lb ub", "G h lb"])
 def test_gradcheck_in_both_modes_and_twice(batched: str) -> None:
-    args = tuple(leaves(program(batched=batched)).values())
-    assert gradcheck(layer, args, check_forward_ad=True, check_batched_grad=True)
-    assert gradgradcheck(layer, args, check_batched_grad=not batched)
+    """Entry by entry for one program; for batches along directions, which meet every entry at once."""
+    args = tuple(leaves(program(batched=batched, batch=2)).values())
+    fast = bool(batched)
+    assert gradcheck(layer, args, check_forward_ad=True, check_batched_grad=True, fast_mode=fast)
+    assert gradgradcheck(layer, args, check_batched_grad=not batched, fast_mode=True)
 
 
 @pytest.mark.parametrize("names", ["P q", "P q G h", "P q A b", "P q lb", "P q ub", "q lb ub"])
@@ -57,7 +60,19 @@ def test_gradcheck_of_the_short_way(noise: float) -> None:
     short = functools.partial(layer, solver=TryAll(noise))
     assert "SingleProgram" in _graph(short(*args))
     assert gradcheck(short, args, check_batched_grad=True, check_forward_ad=True)
-    assert gradgradcheck(short, args, check_batched_grad=True)
+    assert gradgradcheck(short, args, check_batched_grad=True, fast_mode=True)
+
+
+def test_solution_can_be_written_into() -> None:
+    """What the caller does with x is no affair of its derivative."""
+    given = leaves(program())
+    x = inv.qp(**given, solver=TryAll())
+    wanted = torch.autograd.grad(x.sum(), list(given.values()), retain_graph=True)
+    with torch.no_grad():
+        x.fill_(7.0)
+    found = torch.autograd.grad(x.mul_(2.0).sum(), list(given.values()))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours - 2 * theirs).abs().max() <= 1e-12
 
 
 def _graph(tensor: Tensor) -> str:
@@ -70,35 +85,44 @@ def _graph(tensor: Tensor) -> str:
     return " ".join(seen)
 
 
-@pytest.mark.parametrize("n", [3, 60])
-def test_short_and_general_way_agree(n: int) -> None:
-    """Small programs are solved with as they stand, larger ones by the Schur complement."""
+@pytest.mark.parametrize("sparse", ["", "P G A", "G"])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+@pytest.mark.parametrize("n", [4, 60])
+def test_short_and_general_way_agree(n: int, noise: float, sparse: str) -> None:
+    """By an inverse, a Schur complement or sparse factors; with noise, the search goes over several sets."""
     torch.manual_seed(1)
-    root, G = torch.randn(n, n).double(), torch.randn(n, n).double()
-    given = leaves(
-        {
-            "P": root @ root.mT / n + 0.1 * torch.eye(n).double(),
-            "q": 3 * torch.randn(n).double(),
-            "G": G,
-            "h": torch.rand(n).double(),
-            "lb": -torch.ones(n).double(),
-        }
-    )
+    draw = functools.partial(torch.randn, dtype=torch.float64)
+    root, inside = draw(n, n), 0.3 * draw(n)
+    given = {"P": root @ root.mT / n + 0.1 * torch.eye(n).double(), "q": 3 * draw(n)}
+    for matrix, limit, rows in (("G", "h", n), ("A", "b", 2)):
+        given[matrix] = draw(rows, n)
+        given[limit] = given[matrix] @ inside
+    given["h"] = given["h"] + draw(n).abs()
+    given["lb"], given["ub"] = inside - 1, inside + draw(n).abs()
+    with torch.no_grad():
+        x, multipliers = inv.qp(**given, solver="torch.qp", return_multipliers=True)
+        exact = torch.cat([x, *multipliers]).numpy()
+    noisy = exact + noise * np.random.default_rng(0).standard_normal(len(exact))
+    inputs = {k: t.to_sparse() if k in sparse.split() else t.clone() for k, t in given.items()}
+    for tensor in inputs.values():
+        tensor.requires_grad_()
 
     class Handing(inv.Solver):
         def solve(self, problem, y0, options):
-            return inv.SolverResult(y=known)
+            return inv.SolverResult(y=noisy)
 
-    with torch.no_grad():
-        x, multipliers = inv.qp(**given, solver="torch.qp", return_multipliers=True, polish=0)
-        known = torch.cat([x, *multipliers]).numpy()
-    weights = torch.randn(n).double()
-    both = []
-    for keywords in ({}, {"atol": 1e-6}):  # which asks for the general way
-        x, (_, lam, low, _) = inv.qp(**given, solver=Handing(), return_multipliers=True, **keywords)
+    both, systems = [], 0
+    for keywords in ({}, {"return_info": True}):  # which asks for the general way
+        answer = inv.qp(**inputs, solver=Handing(), return_multipliers=True, **keywords)
+        if keywords:
+            answer, info = answer
+            systems = info.aux[0]["systems"]
+        x, (nu, lam, low, up) = answer
         assert ("SingleProgram" in _graph(x)) is not bool(keywords)
-        value = x @ weights + lam.square().sum() + low.sum()
-        both.append((x, *torch.autograd.grad(value, list(given.values()))))
+        value = x.cos().sum() + nu.sum() + lam.square().sum() + low.sum() - up.exp().sum()
+        grads = torch.autograd.grad(value, list(inputs.values()))
+        both.append((x, *(g.to_dense() if g.is_sparse else g for g in grads)))
+    assert systems > 1 or noise * n < 1
     for ours, theirs in zip(*both, strict=True):
         assert (ours - theirs).abs().max() <= 1e-10 * (1 + theirs.abs().max())
 
@@ -183,11 +207,11 @@ def test_per_sample_solver_under_vmap(parts) -> None:
 
 
 def test_factors_are_made_once_for_polish_and_all_cotangents(monkeypatch: pytest.MonkeyPatch) -> None:
-    from invlayer_core.linear import saddle_bank
+    from invlayer_core.linear.saddle_point import bank
 
     made = []
-    original = saddle_bank.make_saddle_point
-    monkeypatch.setattr(saddle_bank, "make_saddle_point", lambda *args: made.append(args) or original(*args))
+    original = bank.make_saddle_point
+    monkeypatch.setattr(bank, "make_saddle_point", lambda *args: made.append(args) or original(*args))
     given = leaves(program(batched="q"))
     x = inv.qp(**given, solver=TryAll())
     assert not made  # exact already: nothing is factorised before the backward pass

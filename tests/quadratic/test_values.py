@@ -179,6 +179,9 @@ def test_no_grad_and_inference_mode() -> None:
         ({"q": torch.ones(2, 3), "h": torch.ones(5, 2)}, "batch dims of .* do not fit together"),
         ({"P": torch.ones(2, 2, 3, 3).to_sparse()}, r"P is sparse and has shape \(2, 2, 3, 3\)"),
         ({"P": torch.ones(3, 3).to_sparse(1)}, r"P is sparse .* with 1 dense dims; accepted are \(m, n\)"),
+        ({"n_starts": 2}, r"qp\(n_starts=...\): a convex program has one solution.*Leave n_starts out; x0="),
+        ({"warm_start": None}, r"qp\(warm_start=...\): .*x0= is where a solver"),
+        ({"compile": True}, r"qp\(compile=...\): .*evaluates no F that could be compiled"),
         ({"event_dims": 2}, "event_dims=2.*leave event_dims out"),
         ({"batch": "lockstep"}, "batch='lockstep'.*torch.qp|torch.qp takes whole batches"),
         ({"solver": "torch.newton"}, "that solver is for root, fixed_point; accepted here: .*torch.qp"),
@@ -299,3 +302,14 @@ def test_unknown_options_and_keywords() -> None:
         inv.qp(**program(), solver="torch.qp", options={"colour": 1})
     with pytest.raises(TypeError, match="unknown keyword colour"):
         inv.qp(**program(), solver="torch.qp", colour=1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+@pytest.mark.parametrize("solver", [TryAll(noise=1e-9), "torch.qp"])
+def test_a_solution_at_the_origin(solver: object, scale: float) -> None:
+    """There x has no size that slacks could be measured by, and P no inverse that would give one."""
+    P, q = torch.diag(vector(2.0, 0.0)) * scale, torch.stack([vector(1.0, 1.0), vector(1.0, 0.1)]) * scale
+    h = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    x = inv.qp(P, q, -EYE, h, solver=solver)
+    assert close(x, torch.zeros_like(q), 1e-15)
+    assert close(torch.autograd.grad(x.sum(), h)[0], vector(-2.0, -2.0))

@@ -73,6 +73,13 @@ def test_unknown_name_lists_what_there_is_near_and_broken(distributions, load) -
     assert "Plugin 'bad:main' failed to load: importing 'bad' raised ZeroDivisionError" in message
 
 
+@pytest.mark.parametrize("name", ["echo", "other.echo"])
+def test_the_right_name_in_no_or_another_library_is_near(name: str, distributions, load) -> None:
+    distributions.write("good", solver="acme.echo")
+    with pytest.raises(SolverNotFoundError, match=r"Did you mean 'acme\.echo'\?"):
+        load().get_solver(name)
+
+
 def test_unknown_name_in_an_empty_registry() -> None:
     with pytest.raises(SolverNotFoundError, match=r"Registered are: none\.") as raised:
         Registry().get_spec("acme.echo")

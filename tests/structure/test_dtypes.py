@@ -225,7 +225,8 @@ def pytree_layer(network: Network) -> Callable[[Tensor], Tensor]:
 
 
 def numpy_layer(network: Network) -> Callable[[Tensor], Tensor]:
-    return lambda a: inv.root(network, torch.zeros_like(a), a, solver="scipy.fsolve")
+    """Serially, as batch="auto" may choose another way each time, and with it other last bits."""
+    return lambda a: inv.root(network, torch.zeros_like(a), a, solver="scipy.fsolve", batch="serial")
 
 
 LAYERS = [

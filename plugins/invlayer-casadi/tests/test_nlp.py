@@ -15,6 +15,7 @@ from torch import Tensor
 import invlayer_core as inv
 from invlayer_casadi import CasadiLayer
 from invlayer_core.adjoints import Implicit
+from invlayer_core.linear.factor_bank import FactorBank
 
 F64 = torch.float64
 INF = math.inf
@@ -115,26 +116,50 @@ def test_sparse_factors_against_dense_blocks_and_differences() -> None:
 
 
 @pytest.mark.parametrize("activity", ["exact", "soft"])
-def test_factors_that_are_handed_over_solve_with_the_jacobian_of_the_conditions(activity: str) -> None:
-    """Not merely well enough for the engine to refine, which hides a wrong factor."""
+@pytest.mark.parametrize("factor", [1e-4, 1.0, 300.0])
+def test_entries_of_the_jacobian_are_the_derivative_of_the_conditions(activity: str, factor: float) -> None:
     problem, given = chain(12)
-    layer = CasadiLayer({**problem, "f": 300 * problem["f"]}, activity=activity, atol=1.0).problem
-    layer.solver.setting = type(layer.solver.setting)(threads=1, polish=10, sparse=True)
-    p = torch.tensor([[0.8, 2.0, 0.5], [0.6, 1.5, 0.55]], dtype=F64)
-    values = layer._read(p, {"lbg": 0.0, "x0": given["x0"]})
-    start = torch.cat([values[name].expand(2, -1) for name in ("x0", "lam_g0", "lam_x0")], -1)
-    unit = layer.conditions.unit(values["x0"].expand(2, -1), p, values["lam_g0"].expand(2, -1))
-    assert (unit > 100).all()
-    args = [values[name].expand(2, -1) for name in ("p", "lbx", "ubx", "lbg", "ubg")] + [unit]
-    options = dict(zip(("p", "lbx", "ubx", "lbg", "ubg", "unit"), args, strict=True))
-    pose = inv.BatchProblem("root", start.shape[-1], 2, lambda z: z, lambda z: z)
-    found = layer.solver.solve(pose, start, options)
-    jacobian = layer.conditions.jacobian(found.y, *args)
-    rhs = torch.randn(start.shape, generator=torch.Generator().manual_seed(0), dtype=F64)
-    for row, matrix, factor in zip(rhs, jacobian, found.aux["factor"], strict=True):
-        for solve, product in ((factor.solve, matrix), (factor.solve_transposed, matrix.mT)):
-            solution = torch.from_numpy(solve(row.numpy()))
-            torch.testing.assert_close(product @ solution, row, rtol=1e-9, atol=1e-10)
+    layer = CasadiLayer({**problem, "f": factor * problem["f"]}, activity=activity).problem
+    p = torch.tensor([0.8, 2.0, 0.5], dtype=F64)
+    values = layer._read(p, {"lbg": 0.01, "ubg": 1.0, "lbx": 0.1, **given})
+    unit = layer.conditions.unit(values["x0"], p, values["lam_g0"])
+    args = [values[name] for name in ("p", "lbx", "ubx", "lbg", "ubg")] + [unit]
+    z = torch.cat([values["x0"], torch.randn(layer.size - 24, dtype=F64)])
+    expected = torch.func.jacrev(lambda z: layer.conditions(z, *args))(z)
+    torch.testing.assert_close(layer.jacobian(z, *args), expected, rtol=1e-12, atol=1e-12 * factor)
+    pattern = layer.jacobian.pattern
+    entries = layer.jacobian.entries(z, *args)
+    vector = torch.randn(layer.size, dtype=F64)
+    torch.testing.assert_close(pattern.product(entries, vector), expected @ vector, rtol=1e-11, atol=1e-11)
+
+
+def test_the_curvature_is_that_of_the_point_asked_for() -> None:
+    x, p = ca.SX.sym("x", 3), ca.SX.sym("p")
+    conditions = CasadiLayer({"x": x, "p": p, "f": p * ca.sum1(x**4)}).problem.conditions.of_one_call()
+    p, lam_g = torch.ones(2, 1, dtype=F64), torch.zeros(2, 0, dtype=F64)
+    for size in (1.0, 3.0, 3.0, 1.0):
+        x = torch.full((2, 3), size, dtype=F64)
+        curvature = conditions.curvature(x, p, lam_g, conditions.program.first(x, p, lam_g)[0])
+        torch.testing.assert_close(curvature, torch.full((2, 1), 12 * size**2, dtype=F64), rtol=0.1, atol=0)
+
+
+def test_the_factors_of_the_last_newton_step_serve_the_derivative(monkeypatch) -> None:
+    problem, given = chain()
+    layer = CasadiLayer(problem, return_info=True)
+    p = torch.tensor([[0.8, 2.0, 0.5], [0.6, 1.5, 0.55]], dtype=F64, requires_grad=True)
+    x, info = layer(p, **given)
+    assert (info.polish > 0).all()
+    made = []
+    original = FactorBank.factorise
+    monkeypatch.setattr(FactorBank, "factorise", lambda *a, **k: made.append(1) or original(*a, **k))
+    monkeypatch.setattr("invlayer_core.adjoints.sparse.solve_sparse", None)  # the longer way
+    (gradient,) = torch.autograd.grad(torch.sin(x).sum(), p)
+    assert not made
+    monkeypatch.undo()
+    dense = CasadiLayer(problem, adjoint=Implicit(linear_solver=inv.linear.LU()))(p, **given)
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(torch.sin(dense).sum(), p)[0], rtol=1e-11, atol=1e-11
+    )
 
 
 def test_torch_func() -> None:
@@ -218,8 +243,9 @@ def test_a_weakly_active_constraint_is_a_warning() -> None:
     x, p = ca.SX.sym("x", 2), ca.SX.sym("p", 2)
     layer = CasadiLayer({"x": x, "p": p, "f": ca.sumsqr(x - p)})
     p = torch.tensor([0.0, 1.0], dtype=F64, requires_grad=True)
-    with pytest.warns(inv.DegeneracyWarning, match=r"weakly active \(sample 0: x\[0\]\).*one-sided"):
+    with pytest.warns(inv.DegeneracyWarning, match=r"active constraint \(sample 0: x\[0\]\).*one-") as seen:
         x = layer(p, lbx=0.0)
+    assert seen[0].filename == __file__  # the user's line
     (gradient,) = torch.autograd.grad(x.sum(), p)
     assert float(gradient[0]) in (0.0, 1.0)
     assert float(gradient[1]) == pytest.approx(1.0, rel=1e-12)

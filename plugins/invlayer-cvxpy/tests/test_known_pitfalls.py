@@ -44,17 +44,22 @@ def test_1_semidefinite_blocks_of_any_size(side: int, solver: str) -> None:
 
 
 def test_2_status_is_measured_per_sample() -> None:
-    """One program infeasible, one unbounded: neither returns numbers, nor stops the others."""
+    """One program infeasible, one unbounded: neither returns numbers or slopes, nor stops the others."""
     x, a, b = cp.Variable(2), cp.Parameter(2), cp.Parameter()
-    problem = cp.Problem(cp.Minimize(a @ x), [x >= 0, cp.sum(x) <= b])
+    problem = cp.Problem(cp.Minimize(a @ x), [x >= 0, x[0] <= b])
     with pytest.warns(PiecewiseConstantWarning):
         layer = CvxpyLayer(problem, [a, b], [x], on_failure="nan", return_info=True)
-    cost = torch.tensor([[-1.0, -2.0], [-1.0, -2.0], [-1.0, -3.0]])
-    (found,), info = layer(cost, torch.tensor([1.0, -1.0, 2.0]))
-    assert info.ok.tolist() == [True, False, True]
+    cost = torch.tensor([[-1.0, 2.0], [-1.0, 2.0], [-1.0, -2.0], [-1.0, 3.0]])
+    limit = torch.tensor([1.0, -1.0, 1.0, 2.0], requires_grad=True)
+    (found,), info = layer(cost, limit)
+    assert info.ok.tolist() == [True, False, False, True]
     assert "PrimalInfeasible" in info.message[1]
-    assert found[1].isnan().all()
-    torch.testing.assert_close(found[[0, 2]], torch.tensor([[0.0, 1.0], [0.0, 2.0]]), rtol=0, atol=1e-9)
+    assert "DualInfeasible" in info.message[2]
+    assert found[[1, 2]].isnan().all()
+    torch.testing.assert_close(found[[0, 3]], torch.tensor([[1.0, 0.0], [2.0, 0.0]]), rtol=0, atol=1e-9)
+    (slope,) = torch.autograd.grad(found.sum(), limit)
+    assert slope[[1, 2]].isnan().all()
+    torch.testing.assert_close(slope[[0, 3]], torch.ones(2), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("solver", ["clarabel", "scs"])

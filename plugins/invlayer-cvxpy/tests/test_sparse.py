@@ -75,6 +75,41 @@ def test_same_gradients_as_dense_factors(name: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
 
 
+LSMR = {"adjoint": inv.adjoints.Implicit(linear_solver="scipy.lsmr")}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_same_gradients_by_products_alone(name: str) -> None:
+    """LSMR, which factorises nothing, in both directions and to second order."""
+    make, draw, _ = FAMILIES[name]
+    values, results = draw(), []
+    for keywords in (LSMR, DENSE):
+        layer = make(return_info=True, **keywords)
+        (found,), info = layer(*values)
+        assert info.residual.max() < 1e-11
+        first = torch.autograd.grad(found.sin().square().sum(), values, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), values)
+        forward = () if name == "entropy" else (pushed(layer, [value.detach() for value in values]),)
+        results.append((found, *first, *forward, *second))
+        assert ("scipy.lsmr" in info.linear_solver) == (keywords is LSMR)
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+def pushed(layer: CvxpyLayer, values: list[Tensor]) -> Tensor:
+    return torch.func.jvp(lambda *v: layer(*v)[0][0], tuple(values), tuple(values))[1]
+
+
+def test_what_is_huge_is_not_factorised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("invlayer_cvxpy.adjoint._HUGE", 200)
+    values, layer = entropy_inputs(), entropy(return_info=True)
+    (found,), info = layer(*values)
+    assert "scipy.lsmr" in info.linear_solver
+    (ours,) = torch.autograd.grad(found.sin().sum(), values[0])
+    (theirs,) = torch.autograd.grad(entropy(**DENSE)(*values)[0].sin().sum(), values[0])
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
 def layer_info(layer: CvxpyLayer, values: list[Tensor]) -> str:
     return layer(*values)[1].linear_solver
 
@@ -101,12 +136,15 @@ def test_torch_func() -> None:
     torch.testing.assert_close(rows, plain, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("keywords", [{}, LSMR], ids=["factors", "products"])
 @pytest.mark.parametrize("limit", [0.05, 10.0])
-def test_an_inactive_cone_leaves_a_singular_jacobian_and_a_right_gradient(limit: float) -> None:
+def test_an_inactive_cone_leaves_a_singular_jacobian_and_a_right_gradient(
+    limit: float, keywords: dict[str, object]
+) -> None:
     values = inputs()
     values[2] = torch.tensor(limit).requires_grad_()
     results = []
-    for layer in (portfolio(), portfolio(**DENSE)):
+    for layer in (portfolio(**keywords), portfolio(**DENSE)):
         (found,) = layer(*values)
         results.append(torch.autograd.grad(found.sin().sum(), values))
     for ours, theirs in zip(*results, strict=True):
@@ -115,13 +153,14 @@ def test_an_inactive_cone_leaves_a_singular_jacobian_and_a_right_gradient(limit:
         assert results[0][2].abs() < 1e-12
 
 
-def test_a_solution_that_is_not_unique_is_still_flagged() -> None:
+@pytest.mark.parametrize(("keywords", "name"), [({}, "RegularisedLU"), (LSMR, "scipy.lsmr")])
+def test_a_solution_that_is_not_unique_is_still_flagged(keywords: dict[str, object], name: str) -> None:
     x, c = cp.Variable(300), cp.Parameter(300)
     with pytest.warns(PiecewiseConstantWarning):
-        layer = CvxpyLayer(cp.Problem(cp.Minimize(c @ x), [x >= 0, cp.sum(x) == 1]), [c], [x])
+        layer = CvxpyLayer(cp.Problem(cp.Minimize(c @ x), [x >= 0, cp.sum(x) == 1]), [c], [x], **keywords)
     assert layer.structure.places is not None
     (found,) = layer(torch.ones(300).requires_grad_())
-    with pytest.raises(inv.SingularJacobianError, match="RegularisedLU found the Jacobian"):
+    with pytest.raises(inv.SingularJacobianError, match=f"{name} found the Jacobian"):
         (found * torch.arange(300.0)).sum().backward()
 
 

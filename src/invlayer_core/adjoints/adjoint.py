@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from invlayer_core.conditions.system import System
-from invlayer_core.solvers.direct import Factor
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
@@ -26,10 +26,13 @@ class Adjoint(ABC):
         Whether it differentiates through iterations of the solver, which autograd then has to record.
     records_solve : bool
         Whether it is the solve itself that is to be recorded.
+    chunk_size : int or None
+        Most rows of a Jacobian that are taken in one pass; None leaves it to their size.
     """
 
     needs_iterations: ClassVar[bool] = False
     records_solve: ClassVar[bool] = False
+    chunk_size: int | None = None
 
     @property
     def needs_resolve(self) -> bool:
@@ -43,7 +46,7 @@ class Adjoint(ABC):
         y: Tensor,
         dead: Tensor | None,
         dead_value: float,
-        factors: Sequence[Factor | None] = (),
+        factors: FactorBank | None = None,
         iterations: Iterations | None = None,
         resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
@@ -58,8 +61,8 @@ class Adjoint(ABC):
             Samples that failed, and whose derivative is ``dead_value``.
         dead_value : float
             0 or NaN. A zero cotangent gives zero either way.
-        factors : sequence of Factor or None
-            One per sample: the Jacobian near y, factorised by the forward solve; empty if it has none.
+        factors : FactorBank or None
+            The Jacobian near y, factorised by the forward solve or the last Newton step, if it was.
         iterations : Iterations or None
             Those of the forward solver, if ``needs_iterations``.
         resolve : callable or None

@@ -148,6 +148,8 @@ def _why_not(settings: Implicit, system: System, y: Tensor, function: Any) -> st
         return f"it is for systems of fewer than {_LARGE} unknowns, and this one has {system.shape.size}"
     if isinstance(system.function, StructuredConditions):
         return "it is for one real tensor of unknowns, and these are a pytree or complex"
+    if system.chunk_size is not None:
+        return "it takes all rows of the Jacobian at once, and chunk_size= was given"
     if any(tensor.is_complex() for tensor in system.theta):
         return "args are complex"
     if not system.arguments.are_tensors:

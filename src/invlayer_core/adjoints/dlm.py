@@ -38,7 +38,7 @@ from invlayer_core.errors import (
 )
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
-from invlayer_core.solvers.direct import Factor
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments
 
@@ -121,7 +121,7 @@ class DLM(Adjoint):
         y: Tensor,
         dead: Tensor | None,
         dead_value: float,
-        factors: Sequence[Factor | None] = (),
+        factors: FactorBank | None = None,
         iterations: Iterations | None = None,
         resolve: Resolve | None = None,
     ) -> Tensor:

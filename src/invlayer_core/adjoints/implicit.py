@@ -12,7 +12,7 @@ differentiates y*(θ) in it by the same rule, so derivatives of every order are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final, get_args
 
@@ -25,15 +25,16 @@ from invlayer_core.adjoints.adjoint import Adjoint
 from invlayer_core.adjoints.rule import ImplicitRule
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, SingularJacobianError, UnsupportedTransformError
+from invlayer_core.jacobians.blocks import check_chunk_size
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.linear.auto import Auto
 from invlayer_core.linear.factor_bank import FactorBank
+from invlayer_core.linear.iterative import Krylov
 from invlayer_core.linear.lu import solve_recorded
-from invlayer_core.linear.methods import LU, Krylov, LinearSolver, Lstsq
+from invlayer_core.linear.methods import LU, LinearSolver, Lstsq
 from invlayer_core.linear.solve import SingularPolicy
 from invlayer_core.linear.sparse_lu import SparseLU, registered_linear_solver
-from invlayer_core.solvers.direct import Factor
 from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
@@ -62,11 +63,16 @@ class Implicit(Adjoint):
         registered name such as ``"scipy.splu"`` stands for. ``"auto"`` is
         :class:`~invlayer_core.linear.Auto`. A sample on which a matrix-free method does not converge counts
         as singular; it then has no ``"lstsq"`` or ``"damped"`` answer.
+    chunk_size : int, optional
+        Most rows of the Jacobian blocks that are taken in one pass through F, for the derivative and for
+        solvers that ask for J. A pass holds what F computes for B samples that many times over, so that a
+        small number bounds memory; results are the same. By default as many as a processor's caches hold,
+        or 256 MiB of them on a device.
 
     Raises
     ------
     ConditionsError
-        For an unknown policy or linear solver, or for a pair of them that does not go together.
+        For an unknown policy, linear solver or chunk size, or for settings that do not go together.
 
     Examples
     --------
@@ -77,8 +83,10 @@ class Implicit(Adjoint):
     singular: SingularPolicy = "raise"
     damping: float = 1e-6
     linear_solver: LinearSolver | str = "auto"
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
+        check_chunk_size("Implicit", self.chunk_size)
         if self.singular not in _POLICIES:
             raise ConditionsError(
                 f"Implicit(singular={self.singular!r}): accepted are {', '.join(map(repr, _POLICIES))}."
@@ -105,7 +113,7 @@ class Implicit(Adjoint):
 
     def method(self, shape: SystemShape, dtype: torch.dtype) -> LinearSolver:
         """The linear solver for systems of this shape."""
-        if isinstance(self.linear_solver, LinearSolver) and not isinstance(self.linear_solver, Auto):
+        if not isinstance(self.linear_solver, (str, Auto)):
             return self.linear_solver
         if self.singular in ("consistent", "lstsq", "damped"):  # whose answers need blocks
             return LU()
@@ -126,13 +134,13 @@ class Implicit(Adjoint):
         y: Tensor,
         dead: Tensor | None,
         dead_value: float,
-        factors: Sequence[Factor | None] = (),
+        factors: FactorBank | None = None,
         iterations: Iterations | None = None,
         resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)
-        rule = ImplicitRule(self, system, dead_value, FactorBank(factors))
+        rule = ImplicitRule(self, system, dead_value, FactorBank() if factors is None else factors)
         theta = system.theta
         if torch._C._len_torch_function_stack():
             # Inside the conditions of an outer layer, which may be watching or swapping tensors: the

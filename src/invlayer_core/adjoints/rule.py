@@ -14,22 +14,25 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.adjoints.at_once import allowed_gap, is_plain, largest, pull_at_once
 from invlayer_core.adjoints.compiled import pull_back_compiled
 from invlayer_core.adjoints.failed import out_of_harm
 from invlayer_core.adjoints.recorded import answer_for_failed
-from invlayer_core.adjoints.sparse import SharedSparseLU, solve_by_sparse_factors
+from invlayer_core.adjoints.sparse import (
+    SharedSparseLU,
+    pull_by_known_factors,
+    solve_by_sparse_factors,
+)
 from invlayer_core.conditions.stationarity import StationarityConditions
 from invlayer_core.conditions.system import System
-from invlayer_core.errors import PerformanceWarning, warn_user
 from invlayer_core.jacobians.linearize import Linearization, linearize
-from invlayer_core.jacobians.per_sample import per_sample_blocks, weighed_blocks
-from invlayer_core.linear.cholesky import cholesky_solve
+from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.linear.factor_bank import FactorBank
-from invlayer_core.linear.lu import lu_factor, lu_solve
+from invlayer_core.linear.iterative import Krylov
 from invlayer_core.linear.matrix_free import LinearResidual, solve_matrix_free
-from invlayer_core.linear.methods import Cholesky, Krylov, LinearSolver, Lstsq
+from invlayer_core.linear.methods import LinearSolver, Lstsq
 from invlayer_core.linear.refine import explain_inaccurate, refine
-from invlayer_core.linear.singular import Diagnosis, diagnose, suspicious_growth
+from invlayer_core.linear.singular import Diagnosis, diagnose
 from invlayer_core.linear.solve import SolveRequest, solve_blocks
 from invlayer_core.linear.sparse_lu import SparseLU
 from invlayer_core.structure import Arguments, SystemShape
@@ -38,8 +41,6 @@ if TYPE_CHECKING:
     from invlayer_core.adjoints.implicit import Implicit
 
 __all__ = ["ImplicitRule"]
-
-_WITHOUT_BLOCKS = (Krylov, SparseLU, SharedSparseLU)
 
 
 @final
@@ -73,16 +74,17 @@ class ImplicitRule:
         linearization = self._linearize(y, dead, theta, wanted, [cotangent])
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         method = self.settings.method(self.system.shape, y.dtype)
-        if isinstance(method, _WITHOUT_BLOCKS):
+        if not method.needs_blocks:
+            if isinstance(method, SparseLU) and dead is None and is_plain(flat):
+                pulled = pull_by_known_factors(linearization, self.factors, flat, wanted)
+                if pulled is not None:
+                    return pulled
             weights = self._solve_without_blocks(linearization, method, flat, dead, transpose=True)
             return linearization.pullback(-weights, wanted, check=False).theta
-        may_be_singular = isinstance(method, Lstsq) or self.settings.singular == "consistent"
-        if dead is None and _is_plain(flat) and not may_be_singular:
+        if dead is None and self.settings.singular != "consistent":
             at_once = pull_at_once(linearization, flat, wanted, method)
             if at_once is not None:
                 return at_once
-            if isinstance(method, Cholesky):
-                warn_user(_NOT_FOR_CHOLESKY, PerformanceWarning)
         return self._pull_with_care(linearization, flat, dead, wanted)
 
     def _pull_with_care(
@@ -102,7 +104,7 @@ class ImplicitRule:
     def _holds(self, pulled: Tensor, rhs: Tensor, decided: Tensor | None) -> bool:
         """Whether Jᵀw = ȳ, with J as F itself pulls back: it certifies the blocks and the solve at once."""
         with torch.no_grad():
-            gap, size = _largest(pulled.reshape(rhs.shape) + rhs), _largest(rhs)
+            gap, size = largest(pulled.reshape(rhs.shape) + rhs), largest(rhs)
             bad = (gap > allowed_gap(rhs.dtype) * size) & size.isfinite()
             if decided is not None:
                 bad = bad & ~decided
@@ -117,7 +119,7 @@ class ImplicitRule:
         linearization = self._linearize(y, dead, theta, given, [t for t in tangents if t is not None])
         moved = linearization.pushforward(tangents).reshape(self.system.shape.count, -1)
         method = self.settings.method(self.system.shape, y.dtype)
-        if isinstance(method, _WITHOUT_BLOCKS):
+        if not method.needs_blocks:
             return -self._solve_without_blocks(linearization, method, moved, dead, transpose=False).reshape(
                 y.shape
             )
@@ -177,7 +179,7 @@ class ImplicitRule:
     def _solve_without_blocks(
         self,
         linearization: Linearization,
-        method: Krylov | SparseLU | SharedSparseLU,
+        method: LinearSolver,
         rhs: Tensor,
         dead: Tensor | None,
         *,
@@ -186,11 +188,12 @@ class ImplicitRule:
         exempt = None if dead is None else dead.reshape(-1)
         if exempt is not None:
             rhs = torch.where(exempt.unsqueeze(-1), answer_for_failed(rhs, self.dead_value), rhs)
-        if not isinstance(method, Krylov):
+        if isinstance(method, (SparseLU, SharedSparseLU)):
             return solve_by_sparse_factors(
                 self.settings, linearization, method, self.factors, rhs, exempt,
                 transpose=transpose, attach=self._attach_inner,
             )  # fmt: skip
+        assert isinstance(method, Krylov)
         x = solve_matrix_free(linearization, method, rhs, exempt, transpose, self.settings.singular)
         if not (_functorch.is_active() or linearization.differentiable or rhs.requires_grad):
             return x
@@ -198,7 +201,7 @@ class ImplicitRule:
         residual = LinearResidual(self.system, transpose, exempt)
         arguments = Arguments.flatten((rhs, linearization.y, *linearization.theta))
         inner = System(residual, arguments, SystemShape(x.shape[:1], x.shape[1:]))
-        return self._attach_inner(method, inner, x)
+        return self._attach_inner(method.of_inner_system(self.system, transpose), inner, x)
 
     def _attach_inner(self, method: LinearSolver, inner: System, x: Tensor) -> Tensor:
         return replace(self.settings, linear_solver=method).attach(inner, x, None, 0.0)
@@ -240,54 +243,6 @@ class ImplicitRule:
         if self._is_least_squares:
             return eps * (of_theta.detach() + of_y)
         return eps * (of_theta.detach().abs() + of_y.abs())
-
-
-def pull_at_once(
-    linearization: Linearization, flat: Tensor, wanted: Sequence[bool], method: LinearSolver
-) -> tuple[Tensor | None, ...] | None:
-    """θ̄ in the common case, a regular batch: few operations, and one question to the host.
-
-    The blocks come weighed by powers of two (:func:`weighed_blocks`), which the right-hand side takes up;
-    the answer is −w, so that no sign has to be changed on the way. None where anything looks odd.
-    """
-    blocks, weights = weighed_blocks(linearization)
-    if blocks.shape[-1] != blocks.shape[-2]:
-        return None
-    rhs = flat.neg() if weights is None else flat * -weights
-    if isinstance(method, Cholesky) and not linearization.differentiable:
-        solution = cholesky_solve(blocks, rhs)
-    else:
-        solution = lu_solve(blocks, rhs, lu_factor(blocks.detach()), transpose=True)
-    pulled = linearization.pullback(solution, wanted, check=linearization.system.measurable)
-    with torch.no_grad():
-        back = (blocks.mT @ solution.unsqueeze(-1)) if pulled.y is None else pulled.y
-        size = _largest(flat)
-        fine = _largest(back.reshape(flat.shape) + flat) <= allowed_gap(flat.dtype) * size  # False for NaN
-        fine &= _largest(solution) <= suspicious_growth(flat.dtype) * size
-        return pulled.theta if bool(fine.all()) else None
-
-
-_NOT_FOR_CHOLESKY = (
-    "Cholesky() did not solve the linear system of the derivative, and LU took its place: the Jacobian of "
-    "the conditions is not symmetric positive definite, or nearly singular. Give linear_solver=LU() instead."
-)
-
-
-def _is_plain(cotangent: Tensor) -> bool:
-    """Whether no transform maps or pushes this pass; that it is recorded is no matter."""
-    return not (
-        _functorch.is_active() or _functorch.in_forward_mode() or _functorch.is_mapped_by_autograd(cotangent)
-    )
-
-
-def allowed_gap(dtype: torch.dtype) -> float:
-    """How far Jᵀw may be from ȳ, relative to it, before the solve is looked into: 4e-10 in float64."""
-    return float(torch.finfo(dtype).eps ** 0.6)
-
-
-def _largest(vectors: Tensor) -> Tensor:
-    """‖·‖∞ of every row of ``(B, n)``."""
-    return vectors.abs().amax(-1)
 
 
 def _everywhere(value: float, theta: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:

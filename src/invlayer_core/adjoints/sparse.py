@@ -19,17 +19,20 @@ from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import UnsupportedTransformError
 from invlayer_core.jacobians.linearize import Linearization, linearize
-from invlayer_core.linear.factor_bank import FactorBank
+from invlayer_core.linear.factor_bank import FactorBank, apply_factors
 from invlayer_core.linear.matrix_free import LinearResidual
 from invlayer_core.linear.methods import LinearSolver
 from invlayer_core.linear.sparse_lu import SparseLU
+from invlayer_core.linear.sparse_singular import is_large
 from invlayer_core.linear.sparse_solve import SparseSolve, solve_sparse
 from invlayer_core.structure import Arguments, SystemShape
 
 if TYPE_CHECKING:
     from invlayer_core.adjoints.implicit import Implicit
 
-__all__ = ["SharedSparseLU", "solve_by_sparse_factors"]
+__all__ = ["SharedSparseLU", "pull_by_known_factors", "solve_by_sparse_factors"]
+
+_PASSES = 3  # through F, before more care is taken
 
 
 @final
@@ -47,6 +50,8 @@ class SharedSparseLU(LinearSolver):
         Whether A is its transpose.
     exempt : Tensor of bool or None
     """
+
+    needs_blocks = False
 
     method: SparseLU
     bank: FactorBank
@@ -105,6 +110,43 @@ def solve_by_sparse_factors(
         SystemShape(x.shape[:1], x.shape[1:]),
     )
     return attach(SharedSparseLU(method, bank, system, transpose, exempt), conditions, x)
+
+
+@torch.no_grad()
+def pull_by_known_factors(
+    linearization: Linearization, bank: FactorBank, cotangent: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...] | None:
+    """θ̄ by factors that are there already; None where there are none, or anything looks odd.
+
+    w with Jᵀw = ȳ is pulled back to θ and to y at once: what arrives at y certifies w, and tells what a step
+    of refinement has to add. So factors that fit cost one pass through F, and those of the last Newton step
+    two.
+
+    Parameters
+    ----------
+    linearization : Linearization
+    bank : FactorBank
+    cotangent : Tensor of shape ``(B, n)``
+        ȳ, plain.
+    wanted : sequence of bool
+    """
+    factors = bank.factors or bank.handed
+    count = linearization.system.shape.count
+    if linearization.differentiable or len(factors) != count or any(factor is None for factor in factors):
+        return None
+    goal = (torch.finfo(cotangent.dtype).eps ** 0.8) * cotangent.norm(dim=-1, keepdim=True)
+    w, missing = torch.zeros_like(cotangent), cotangent
+    for _ in range(_PASSES):
+        w = w + apply_factors(factors, missing, transpose=True)
+        pulled = linearization.pullback(-w, wanted)
+        if pulled.y is None:
+            return None
+        missing = cotangent + pulled.y.reshape(cotangent.shape)
+        solved = missing.norm(dim=-1, keepdim=True) <= goal  # False for NaN
+        if bool(solved.all()):
+            return None if bool(is_large(w, cotangent).any()) else pulled.theta
+        missing = torch.where(solved, 0.0, missing)
+    return None
 
 
 def _relinearize(system: System, point: Sequence[Tensor]) -> Linearization:

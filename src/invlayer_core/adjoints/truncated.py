@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from invlayer_core import _functorch
 from invlayer_core.adjoints.adjoint import Adjoint
-from invlayer_core.adjoints.failed import recorded_out_of_harm
-from invlayer_core.adjoints.implicit import Implicit
-from invlayer_core.adjoints.recorded import with_derivative_of
+from invlayer_core.adjoints.through_steps import through_steps
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.solvers.direct import Factor
+from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.solvers.iterations import Iterations
 
 __all__ = ["Truncated"]
@@ -69,17 +66,13 @@ class Truncated(Adjoint):
         y: Tensor,
         dead: Tensor | None,
         dead_value: float,
-        factors: Sequence[Factor | None] = (),
+        factors: FactorBank | None = None,
         iterations: Iterations | None = None,
         resolve: Callable[[System, Tensor], Tensor] | None = None,
     ) -> Tensor:
         assert iterations is not None
-        if dead is not None and bool(_functorch.plain(dead).all()):
-            return Implicit().attach(system, y, dead, dead_value)  # nothing to differentiate
-        point, theta = y.detach(), system.theta
-        if dead is not None:
-            point, theta = recorded_out_of_harm(system, point, dead, theta)
-        return with_derivative_of(iterations.last(system, point, theta, self.steps), y, dead, dead_value)
+        steps = lambda point, theta: iterations.last(system, point, theta, self.steps)  # noqa: E731
+        return through_steps(steps, system, y.detach(), y, dead, dead_value)
 
     def describe(self, *_: object) -> str:
         return f"none: derivatives go through {self.steps} iterations from y*"

@@ -132,6 +132,7 @@ class TracedProblem(ABC):
             Arguments.flatten(tuple(theta[self.guesses :])),
             SystemShape.of(y, settings.event_dims),
             jacobian=jacobian,
+            chunk_size=settings.adjoint.chunk_size,
         )
         dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
         attached = settings.adjoint.attach(system, y.detach(), dead, dead_value)

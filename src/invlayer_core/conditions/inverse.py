@@ -32,6 +32,7 @@ class InverseConditions:
 
 
 @final
+@_functorch.with_cached_signature
 class _NoDerivative(torch.autograd.Function):
     """A scalar zero that depends on y, and that refuses to be differentiated."""
 
@@ -68,10 +69,11 @@ class ConstantJacobian:
     blocks: Tensor
 
     def __call__(self, y: Tensor) -> Tensor:
-        return self.blocks + _NoDerivative.apply(y)
+        return self.blocks + _functorch.apply(_NoDerivative, y)
 
 
 @final
+@_functorch.with_cached_signature
 class _DeclaredInverse(torch.autograd.Function):
     """A function of y with value ``x`` and Jacobian ``jacobian(y)``: what f is near y*."""
 
@@ -121,4 +123,5 @@ class DeclaredJacobianConditions:
                 "inverse(x, g, jacobian=...) under nested forward mode (jacfwd of jacfwd): torch would give "
                 "zeros there. Accepted are f=f, or reverse mode on one side (jacfwd of jacrev)."
             )
-        return _DeclaredInverse.apply(y, x.detach(), self.jacobian) - x
+        value: Tensor = _functorch.apply(_DeclaredInverse, y, x.detach(), self.jacobian)
+        return value - x

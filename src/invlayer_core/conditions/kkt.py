@@ -268,6 +268,6 @@ def complementarity(slack: Tensor, multiplier: Tensor, scale: Tensor, activity: 
     if activity == "exact":
         return exact
     total = (slack + scaled).detach()
-    product = slack * scaled / torch.where(total > 0, total, torch.ones_like(total))
-    soft = torch.where(finite, product, scaled)
+    known = finite & (total > 0)
+    soft = torch.where(known, slack * scaled / torch.where(known, total, torch.ones_like(total)), scaled)
     return soft + (exact - soft).detach()

@@ -173,16 +173,23 @@ class QuadraticProgram:
 class QuadraticConditions:
     """``F(z, *theta)``: the optimality conditions of a quadratic program.
 
-    F is relative: stationarity in units of the gradient, slack over the norm of its row in units of x,
-    multiplier times that norm in units of the gradient. So multiplying a row, the objective or x by a number
-    changes neither F nor which constraints count as active.
+    F is relative: stationarity in units of the gradient, slack over the norm of its row in units of x (of
+    ‖q‖ / ‖P‖ where it is smaller), multiplier times that norm in units of the gradient. So multiplying a row,
+    the objective or x by a number changes neither F nor which constraints count as active.
+
+    Attributes
+    ----------
+    layout : QuadraticLayout
+    relative : bool
+        False for the terms as they are, in the units of the program.
     """
 
     layout: QuadraticLayout
+    relative: bool = True
 
     def __call__(self, z: Tensor, *theta: Tensor) -> Tensor:
         program = self.layout.program(theta)
-        state = measure(program, z)
+        state = measure(program, z) if self.relative else measure_plainly(program, z)
         equalities = self.layout.equalities
         complementarity = torch.minimum(state.slack, state.weight)[..., equalities:]
         return torch.cat([state.stationarity, state.slack[..., :equalities], complementarity], -1)
@@ -223,7 +230,7 @@ def measure(program: QuadraticProgram, z: Tensor) -> Measured:
     x, multipliers = program.split(z)
     curved, linear = program.curvature(x), program.tensors["q"]
     reaction = program.reaction(multipliers)
-    size = _size(x)
+    size = torch.maximum(_size(x), _least_size(program, x))
     if reaction is None:
         return Measured((curved + linear) / _size(curved, linear), multipliers, multipliers)
     slack, scales = program.limits(x) - program.constraints(x), program.row_scales()
@@ -233,12 +240,43 @@ def measure(program: QuadraticProgram, z: Tensor) -> Measured:
     return Measured((curved + linear + reaction) / force, slack / size, multipliers / force)
 
 
+def measure_plainly(program: QuadraticProgram, z: Tensor) -> Measured:
+    """The same in the units of the program."""
+    x, multipliers = program.split(z)
+    gradient = program.curvature(x) + program.tensors["q"]
+    reaction = program.reaction(multipliers)
+    if reaction is None:
+        return Measured(gradient, multipliers, multipliers)
+    return Measured(gradient + reaction, program.limits(x) - program.constraints(x), multipliers)
+
+
 @torch.no_grad()
 def _size(*vectors: Tensor) -> Tensor:
     """The largest ‖·‖∞ of some vectors; 1 if all are zero: ``(*batch, 1)``."""
     sizes = [vector.detach().abs().amax(-1, keepdim=True) for vector in vectors]
     size = functools.reduce(torch.maximum, sizes)
     return torch.where(size > 0, size, torch.ones_like(size))
+
+
+_OF_LIMITS = 1e-3
+
+
+@torch.no_grad()
+def _least_size(program: QuadraticProgram, x: Tensor) -> Tensor:
+    """A unit for x where it is zero but for rounding, ``(*batch, 1)``.
+
+    ‖q‖ / ‖P‖, of which ‖P⁻¹ q‖ is no less; of a linear program a fraction of its largest finite limit.
+    """
+    if "P" in program.tensors:
+        linear = program.tensors["q"].detach().abs().amax(-1)
+        steepest = program.layout.forms["P"].largest(program.tensors["P"].detach())
+        least = torch.where(steepest > 0, linear / steepest, torch.zeros_like(linear))
+        return least.unsqueeze(-1)
+    limits = torch.nan_to_num(program.limits(x), posinf=0.0, neginf=0.0).abs()
+    if not limits.shape[-1]:
+        return torch.zeros_like(x[..., :1])
+    furthest = limits.amax(-1, keepdim=True)
+    return _OF_LIMITS * torch.where(furthest > 0, furthest, torch.ones_like(furthest))
 
 
 def joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -34,20 +34,30 @@ def gradient_with_aux(
         value, aux = function(point, *args)
         return _checked(value, named, point).sum(), aux
 
+    return _pulled_back(total, y, by_itself=False)
+
+
+def _pulled_back(
+    function: Callable[[Tensor], tuple[Tensor, Any]], y: Tensor, *, by_itself: bool
+) -> tuple[Tensor, Any]:
+    """∇ of a number, or of ½‖·‖² of a vector: Jᵀ1, or Jᵀr, which is r pulled back ``by_itself``."""
     if _functorch.is_active():
-        result: tuple[Tensor, Any] = torch.func.grad(total, has_aux=True)(y)
-        return result
+        taken: Any = torch.func.vjp(function, y, has_aux=True)
+        value, pull, aux = taken
+        return pull(value if by_itself else torch.ones_like(value))[0], aux
     with_tangent = _functorch.has_tangent(y)
     recorded = torch.is_grad_enabled() or with_tangent
     with torch.enable_grad():
         point = y.view_as(y) if y.requires_grad or with_tangent else y.detach()
         point = point if point.requires_grad else point.requires_grad_()
-        value, aux = total(point)
+        value, aux = function(point)
         if not value.requires_grad:
             return torch.zeros_like(y), aux
         if recorded and point.is_leaf:  # y has no gradient: record only if something else has
             recorded = with_tangent or any(leaf is not point for leaf in graph_leaves(value))
-        (slope,) = torch.autograd.grad(value, point, create_graph=recorded, materialize_grads=True)
+        (slope,) = torch.autograd.grad(
+            value, point, value if by_itself else None, create_graph=recorded, materialize_grads=True
+        )
     return slope, aux if recorded else _pytree.tree_map_only(Tensor, Tensor.detach, aux)
 
 
@@ -78,6 +88,13 @@ class HalfSquares:
         return getattr(self.residuals, "function", self.residuals)
 
     def __call__(self, y: Tensor, *args: Any) -> Tensor:
+        return 0.5 * self._checked(y, args).square().flatten(y.ndim - 1).sum(-1)
+
+    def gradient(self, y: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """Jᵀr, differentiable, with nothing on the tape but r and its pullback."""
+        return _pulled_back(lambda point: (self._checked(point, args), ()), y, by_itself=True)[0]
+
+    def _checked(self, y: Tensor, args: tuple[Any, ...]) -> Tensor:
         value = self.residuals(y, *args)
         batch = y.shape[:-1]
         if not isinstance(value, Tensor) or value.shape[: len(batch)] != batch or value.ndim == len(batch):
@@ -87,7 +104,7 @@ class HalfSquares:
                 f"residuals {name!r} returned {came} for y of shape {tuple(y.shape)}; accepted is a tensor "
                 f"with one system's residuals behind the batch dims, {(*batch, 'm')}."
             )
-        return 0.5 * value.square().flatten(len(batch)).sum(-1)
+        return value
 
 
 @final
@@ -118,4 +135,6 @@ class StationarityConditions:
         return parts
 
     def __call__(self, y: Tensor, *args: Any) -> Tensor:
+        if isinstance(self.objective, HalfSquares):
+            return self.objective.gradient(y, args)
         return gradient(self.objective, y, args)

@@ -66,6 +66,8 @@ class System:
         Other functions of ``(y, *args)`` that solvers and adjoints may ask for: the objective, constraints.
     reads_all : bool
         Whether F reads every captured tensor; not so if F is only a part of what was captured from.
+    chunk_size : int or None
+        Most rows of a Jacobian that are taken in one pass; None leaves it to the size of F.
     """
 
     function: Callable[..., Tensor]
@@ -78,6 +80,7 @@ class System:
     places: tuple[tuple[Place, Tensor], ...] = ()
     parts: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     reads_all: bool = True
+    chunk_size: int | None = None
 
     @property
     def theta(self) -> tuple[Tensor, ...]:
@@ -86,7 +89,7 @@ class System:
 
     def with_captured(self, captured: tuple[Tensor, ...]) -> System:
         """The same system, with the tensors that F captures known."""
-        return replace(self, captured=captured)
+        return replace(self, captured=captured) if captured or self.captured else self
 
     def with_places(self) -> System:
         """The same system, with what stands now in the modules of F: every later evaluation reads that."""

@@ -12,7 +12,8 @@ from torch import Size, Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.conditions.cones.structure import ConeStructure
-from invlayer_core.execution.forward import Forward
+from invlayer_core.conditions.polyhedral import PolyhedralForm
+from invlayer_core.execution.forward import AroundForward, Forward
 from invlayer_core.execution.limits import progress_bar
 from invlayer_core.execution.native_threads import single_native_thread
 from invlayer_core.execution.outcome import Outcome
@@ -23,7 +24,7 @@ from invlayer_core.solvers.contract import Solver
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ConeForward"]
+__all__ = ["ConeForward", "PolyhedralForward"]
 
 
 @final
@@ -81,14 +82,45 @@ class ConeForward(Forward):
         return self
 
     def moved(self, tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> tuple[Tensor, ...]:
-        """The mapped dimension in front of all batch dims that any of the tensors has."""
-        ranks = [t.ndim - 1 - (dim is not None) for t, dim in zip(tensors, dims, strict=True)]
-        return tuple(
-            tensor
-            if dim is None
-            else _in_front(_functorch.mapped_first(tensor, dim, size), max(ranks) - rank)
-            for tensor, dim, rank in zip(tensors, dims, ranks, strict=True)
-        )
+        return _moved(tensors, dims, size, [1] * len(tensors))
+
+
+@final
+@dataclass(frozen=True)
+class PolyhedralForward(AroundForward):
+    """The same for programs that are quadratic ones: their arguments come first, and y is (x, multipliers).
+
+    Attributes
+    ----------
+    inner : ConeForward
+    form : PolyhedralForm
+    """
+
+    inner: ConeForward
+    form: PolyhedralForm
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
+        z, outcome = self.inner.run(tensors[len(self.form.layout.names) :])
+        return self.form.unknowns(z), outcome
+
+    def mapped(self, size: int, dims: Sequence[int | None]) -> PolyhedralForward:
+        return self
+
+    def moved(self, tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> tuple[Tensor, ...]:
+        layout = self.form.layout
+        event_dims = [layout.event_dims(name) for name in layout.names]
+        return _moved(tensors, dims, size, event_dims + [1] * (len(tensors) - len(event_dims)))
+
+
+def _moved(
+    tensors: Sequence[Tensor], dims: Sequence[int | None], size: int, event_dims: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """The mapped dimension in front of all batch dims that any of the tensors has."""
+    ranks = [t.ndim - e - (dim is not None) for t, e, dim in zip(tensors, event_dims, dims, strict=True)]
+    return tuple(
+        tensor if dim is None else _in_front(_functorch.mapped_first(tensor, dim, size), max(ranks) - rank)
+        for tensor, dim, rank in zip(tensors, dims, ranks, strict=True)
+    )
 
 
 def _in_front(tensor: Tensor, missing: int) -> Tensor:

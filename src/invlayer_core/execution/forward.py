@@ -278,7 +278,7 @@ def run_forward(
     outcome : Outcome
         Of the whole (folded) batch, plain.
     """
-    if isinstance(iterations, RecordedIterations):
+    if iterations is not None and isinstance(iterations, RecordedIterations):
         y, outcome = iterations.run()
         return y, outcome.status.reshape(SystemShape.of(y, forward.event_dims).batch), outcome
     detached = [tensor.detach() for tensor in tensors]

@@ -27,7 +27,7 @@ Acceptance = Callable[[System, Tensor, Sequence[Tensor], Tensor], tuple[Tensor, 
 @final
 @dataclass(frozen=True)
 class Multistart(AroundForward):
-    """Tensors are ``(starts, *theta, ...)``: those of ``inner``, whose first is one guess, and all of θ.
+    """Tensors are ``(starts, ...)``: those of ``inner``, whose first is one guess, with all of θ among them.
 
     Attributes
     ----------
@@ -35,11 +35,14 @@ class Multistart(AroundForward):
     system : System
         Measures what a start has led to.
     accept : Acceptance
+    first_theta : int
+        Where among the tensors θ begins.
     """
 
     inner: Forward
     system: System
     accept: Acceptance
+    first_theta: int = 1
 
     @property
     def expected(self) -> Size:
@@ -47,7 +50,8 @@ class Multistart(AroundForward):
         return self.system.shape.full
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Outcome]:
-        starts, theta = tensors[0], tensors[1 : 1 + len(self.system.theta)]
+        starts, first = tensors[0], self.first_theta
+        theta = tensors[first : first + len(self.system.theta)]
         best: _Attempt | None = None
         for number, start in enumerate(starts.unbind(0)):
             if best is not None and not self._minimises:

@@ -176,9 +176,18 @@ def mapped_system(system: System, size: int, dims: Sequence[int | None]) -> Syst
         jacobian=None if system.jacobian is None else _Mapped(_Evaluation(system, jacobian=True), dims),
         parts={name: _Mapped(_Evaluation(system.of_part(name)), dims) for name in system.parts},
         reads_all=system.reads_all,
+        chunk_size=system.chunk_size,
     )
 
 
 def open_options(options: Mapping[str, Any] | None) -> Arguments:
-    """The user's options, taken apart into tensors and all else."""
+    """The user's options, taken apart into tensors and all else.
+
+    Raises
+    ------
+    ConditionsError
+        If they are no mapping from names to values.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise ConditionsError(f"options={options!r}: accepted is a mapping, such as {{'maxiter': 50}}.")
     return Arguments.flatten((dict(options or {}),))

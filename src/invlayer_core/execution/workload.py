@@ -33,6 +33,7 @@ from invlayer_core.execution.linearized import Linearized
 from invlayer_core.execution.options import OptionRows
 from invlayer_core.execution.samples import SampleReport, report_of, to_numpy
 from invlayer_core.solvers.contract import BatchProblem, SampleProblem, Solver, SolverResult
+from invlayer_core.solvers.problem import Products
 from invlayer_core.structure import Arguments, SystemShape
 
 if TYPE_CHECKING:
@@ -46,12 +47,14 @@ __all__ = ["Derivatives", "Workload"]
 class Derivatives:
     """How J, and F″ of scalar equations, are taken: functions of ``(system, y, theta)``.
 
-    ``linearized`` gives F and J, from one evaluation, on the graph or not.
+    ``linearized`` gives F and J, from one evaluation, on the graph or not; ``products`` F and the products
+    J v and Jᵀu, without gradient.
     """
 
     jacobian: Callable[[System, Tensor, Sequence[Tensor]], Tensor]
     second: Callable[[System, Tensor, Sequence[Tensor]], Tensor]
     linearized: Callable[[System, Tensor, Sequence[Tensor], bool], tuple[Tensor, Tensor]]
+    products: Callable[[System, Tensor, Sequence[Tensor]], Products]
 
 
 @final
@@ -113,9 +116,10 @@ class Workload:
 
     def problem(self) -> BatchProblem:
         """All systems at once."""
+        linearized = Linearized(self)
         return BatchProblem(
             self.kind, self.system.shape.size, self.y0.shape[0], self._residual, self._jacobian, self._second,
-            {name: partial(self._part, name) for name in self.part_names}, Linearized(self),
+            {name: partial(self._part, name) for name in self.part_names}, linearized, linearized.products,
         )  # fmt: skip
 
     @cached_property

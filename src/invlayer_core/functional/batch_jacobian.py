@@ -10,7 +10,7 @@ from torch import Tensor
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.inputs import check_unknown
-from invlayer_core.jacobians.blocks import full_jacobian_blocks
+from invlayer_core.jacobians.blocks import check_chunk_size, full_jacobian_blocks, rows_at_once
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
 from invlayer_core.structure import Arguments, SystemShape
@@ -24,6 +24,7 @@ def batch_jacobian(
     *,
     method: Literal["fast", "full"] = "fast",
     create_graph: bool = False,
+    chunk_size: int | None = None,
 ) -> Tensor:
     """∂f_b/∂y_b for every sample b of a batch, in one reverse pass per output.
 
@@ -38,6 +39,8 @@ def batch_jacobian(
         diagonal. Both agree for independent samples; for others ``"fast"`` raises.
     create_graph : bool
         Whether the result is itself differentiable.
+    chunk_size : int, optional
+        Most rows that are pulled back in one pass, to bound memory; by default what caches hold.
 
     Returns
     -------
@@ -46,7 +49,8 @@ def batch_jacobian(
     Raises
     ------
     ConditionsError
-        If f mixes samples (``"fast"``), or returns something else than one row per sample.
+        If f mixes samples (``"fast"``), or returns something else than one row per sample, or for a
+        ``chunk_size`` below 1.
 
     Examples
     --------
@@ -56,13 +60,17 @@ def batch_jacobian(
              [0., 4.]]])
     """
     check_unknown("batch_jacobian", "y", y)
+    check_chunk_size("batch_jacobian", chunk_size)
     if y.ndim == 0:
         raise ConditionsError("batch_jacobian: y has shape (); accepted is (B, *event), the batch first.")
     shape = SystemShape.of(y, y.ndim - 1)
-    linearization = linearize(System(f, Arguments.flatten(()), shape), y, (), create_graph=create_graph)
+    system = System(f, Arguments.flatten(()), shape, chunk_size=chunk_size)
+    linearization = linearize(system, y, (), create_graph=create_graph)
     linearization.system.check_residual(linearization.value)
     if method == "full":
-        return full_jacobian_blocks(linearization.rows, linearization.value.shape, shape.batch, shape.size, y)
+        value = linearization.value
+        step = rows_at_once(value, chunk_size)
+        return full_jacobian_blocks(linearization.rows, value, shape.batch, shape.size, step)
     if method != "fast":
         raise ConditionsError(f"batch_jacobian(method={method!r}): accepted are 'fast' and 'full'.")
     return per_sample_blocks(linearization, check=True)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from invlayer_core.call import CommonKeywords, find_solver, read_settings
+from invlayer_core.certificate import SolveInfo
 from invlayer_core.compiled.tracing import outside_graph
 from invlayer_core.conditions.cone import ConeConditions, ConeSolution
 from invlayer_core.conditions.cone_jacobian import ConeJacobian
 from invlayer_core.conditions.cones.structure import ConeStructure
 from invlayer_core.errors import ConditionsError
 from invlayer_core.execution.cone import ConeForward
-from invlayer_core.implicit import solve_implicitly
+from invlayer_core.functional.polyhedral_program import has_active_set, solve_on_active_set
+from invlayer_core.implicit import Settings, solve_implicitly
 from invlayer_core.inputs import outside_inference_mode
 from invlayer_core.solvers.contract import Solver
 from invlayer_core.structure import Arguments
@@ -102,13 +104,23 @@ def _cone_program(
     tensors = tuple(_in_double(tensor) for tensor in (P, q, A, b))
     forward = ConeForward(name, instance, structure, dict(options), workers, settings.progress)
     given = tensors if start is None else (*tensors, torch.cat([*start], -1).to(tensors[1]))
-    conditions = ConeConditions(structure)
+    if has_active_set(settings, forward):
+        found, info = solve_on_active_set(forward, given, settings)
+    else:
+        found, info = _solve_in_general(forward, tensors, given, settings)
+    found = ConeSolution(*(part.to(q.dtype) for part in found))
+    return (found, info) if settings.return_info else found
+
+
+def _solve_in_general(
+    forward: ConeForward, tensors: tuple[Tensor, ...], given: tuple[Tensor, ...], settings: Settings
+) -> tuple[ConeSolution, SolveInfo | None]:
+    conditions = ConeConditions(forward.structure)
     solution = solve_implicitly(
         conditions, Arguments.flatten(tensors), forward, given, settings,
-        captured=(), jacobian=ConeJacobian(structure),
+        captured=(), jacobian=ConeJacobian(forward.structure),
     )  # fmt: skip
-    found = ConeSolution(*(part.to(q.dtype) for part in conditions.solution(solution.y)))
-    return (found, solution.info) if settings.return_info else found
+    return conditions.solution(solution.y), solution.info
 
 
 def _in_double(tensor: Tensor) -> Tensor:

@@ -9,28 +9,17 @@ from typing import Any, Unpack, cast, final
 import torch
 from torch import Tensor
 
-from invlayer_core import _functorch
 from invlayer_core.adjoints.implicit import Implicit
-from invlayer_core.call import (
-    DERIVATIVES,
-    CommonKeywords,
-    SolverLike,
-    choose_forward,
-    open_arguments,
-    read_settings,
-)
+from invlayer_core.call import CommonKeywords, SolverLike, open_arguments, read_settings
 from invlayer_core.compiled.tracing import outside_graph
-from invlayer_core.conditions.kkt import Activity, ConstraintLayout, KKTConditions, Multipliers, Program
-from invlayer_core.conditions.stationarity import StationarityConditions
-from invlayer_core.conditions.system import System
-from invlayer_core.constraints import describe_constraints, warn_of_degeneracy
+from invlayer_core.conditions.kkt import Activity, Multipliers, Program
+from invlayer_core.constraints import ConstraintsAt
 from invlayer_core.errors import ConditionsError
-from invlayer_core.execution.program import ProgramForward
+from invlayer_core.functional.posed_program import PosedProgram
 from invlayer_core.functional.unknowns import Unknowns
-from invlayer_core.implicit import Settings, Solution, find_captured, solve_implicitly
+from invlayer_core.implicit import Settings, Solution
 from invlayer_core.inputs import check_devices, working_precision
 from invlayer_core.starts import Starts, previous_solution
-from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["nlp"]
 
@@ -60,7 +49,8 @@ def nlp(
     objective : callable
         ``(y, *args) -> (*batch,)`` in torch, twice differentiable.
     y0, args
-        As in :func:`invlayer_core.minimize`.
+        As in :func:`invlayer_core.minimize`. With ``n_starts=k`` y0 holds k guesses, ``(k, *batch, n)``, and
+        of the points that satisfy the conditions, each after its polish, the one of least objective is taken.
     eq, ineq : callable, optional
         ``(y, *args) -> (*batch, k)`` in torch, or a pytree of such.
     bounds : (lower, upper), optional
@@ -154,17 +144,14 @@ class _Constraints:
             lower is not None,
             upper is not None,
         )
-        problem = _Problem(program, arguments, start, settings, self._checked_activity())
-        solution = problem.solve(unknowns.solver(solver), options, starts.warm)
+        problem = PosedProgram(program, arguments, starts, settings, self._checked_activity())
+        solution = problem.solve(unknowns.solver(solver), options)
         return self._result(solution, problem, unknowns, unknowns.vector.dtype)
 
     def _without_multipliers(self, keywords: CommonKeywords) -> CommonKeywords:
         """The keywords, with y alone of ``warm_start=((y, multipliers), info)``."""
-        if keywords.get("n_starts", 1) != 1:
-            raise ConditionsError(
-                f"nlp(n_starts={keywords['n_starts']!r}): constrained problems take one start; accepted is "
-                "1. Call nlp once for each, and keep what is best."
-            )
+        if "manifold" in keywords:
+            raise _no_manifold()
         if not self.return_multipliers or keywords.get("warm_start") is None:
             return keywords
         answer, info = previous_solution("nlp", keywords["warm_start"])
@@ -186,16 +173,18 @@ class _Constraints:
             )
         return self.activity
 
-    def _result(self, solution: Solution, problem: _Problem, unknowns: Unknowns, dtype: torch.dtype) -> Any:
+    def _result(
+        self, solution: Solution, problem: PosedProgram, unknowns: Unknowns, dtype: torch.dtype
+    ) -> Any:
         y, multipliers = problem.layout.split(solution.y)
-        warn_of_degeneracy(problem.conditions, solution.y, problem.arguments)
+        constraints = ConstraintsAt(problem.conditions, solution.y, problem.arguments)
+        constraints.warn_of_degeneracy()
         y = unknowns.restore(y.to(dtype))
         answer = (y, self._of_user(multipliers, unknowns, dtype)) if self.return_multipliers else y
         if not problem.settings.return_info:
             return answer
         assert solution.info is not None
-        constraints = describe_constraints(problem.conditions, solution.y, problem.arguments)
-        return answer, replace(solution.info, constraints=constraints)
+        return answer, replace(solution.info, constraints=constraints.describe())
 
     @staticmethod
     def _of_user(multipliers: Multipliers, unknowns: Unknowns, dtype: torch.dtype) -> Multipliers:
@@ -206,48 +195,13 @@ class _Constraints:
         return Multipliers(equalities, inequalities, below, above)
 
 
-@final
-class _Problem:
-    """The same with its tensors, as conditions for z = (y, multipliers)."""
-
-    def __init__(
-        self, program: Program, arguments: Arguments, start: Tensor, settings: Settings, activity: Activity
-    ) -> None:
-        self.program, self.arguments, self.start, self.settings = program, arguments, start, settings
-        with torch.no_grad():
-            detached = arguments.unflatten([tensor.detach() for tensor in arguments.tensors])
-            sizes = [int(value.shape[-1]) for value in program.constraints(start, *detached)]
-        self.layout = ConstraintLayout(start.shape[-1], *sizes)
-        self.conditions = KKTConditions(program, self.layout, activity)
-
-    def solve(self, solver: SolverLike, options: Mapping[str, Any] | None, warm: Tensor | None) -> Solution:
-        guess = torch.cat(
-            [self.start, self.start.new_zeros(*self.start.shape[:-1], self.layout.constraints)], -1
-        )
-        system = System(self.conditions, self.arguments, SystemShape.of(guess, 1))
-        captured = find_captured(system, guess) if _functorch.is_active() else None
-        system = system.with_captured(captured or ())
-        inner = replace(
-            system,
-            function=StationarityConditions(self.program.parts["objective"]),
-            shape=SystemShape.of(self.start, 1),
-            parts=self.program.parts,
-            reads_all=False,
-        )
-        forward, tensors = choose_forward(
-            "nlp", inner, self.start, solver, options or {}, self.settings, bounds=2
-        )
-        rows = replace(system, function=self.conditions.rows, reads_all=False)
-        whole = ProgramForward(forward, len(tensors), rows, self.layout, DERIVATIVES)
-        return solve_implicitly(
-            self.conditions,
-            self.arguments,
-            whole,
-            (*tensors, *system.theta),
-            self.settings,
-            captured=captured,
-            warm=warm,
-        )
+def _no_manifold() -> ConditionsError:
+    return ConditionsError(
+        "nlp(manifold=...): the unknowns of a constrained problem are vectors. Accepted is manifold= of "
+        "minimize and least_squares, without constraints; or state the manifold as one of them, such as "
+        "eq=lambda q: q.square().sum(-1, keepdim=True) - 1 for a unit vector; or make y coordinates, and "
+        "points of them within the objective."
+    )
 
 
 def _settings(keywords: CommonKeywords) -> Settings:

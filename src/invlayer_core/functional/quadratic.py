@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Unpack, final
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -16,17 +16,18 @@ from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.call import CommonKeywords, find_solver, read_settings
 from invlayer_core.compiled.tracing import outside_graph
 from invlayer_core.conditions.kkt import Multipliers
-from invlayer_core.conditions.quadratic import ARGUMENTS, MATRICES, QuadraticConditions, QuadraticLayout
+from invlayer_core.conditions.quadratic import ARGUMENTS, QuadraticConditions, QuadraticLayout
 from invlayer_core.errors import ConditionsError, DegeneracyWarning, warn_user
 from invlayer_core.execution.plan import check_batched
 from invlayer_core.execution.quadratic import QuadraticForward
 from invlayer_core.implicit import Settings, Solution, solve_implicitly
-from invlayer_core.linear.saddle_bank import SaddleBank
+from invlayer_core.linear.saddle_point.bank import SaddleBank
 from invlayer_core.linear.sparse_lu import SparseLU
-from invlayer_core.matrices import SparseForm
-from invlayer_core.quadratic.active_set import PolishedForward, describe_active_set
+from invlayer_core.quadratic.active_set import PolishedForward
 from invlayer_core.quadratic.arguments import read_program
-from invlayer_core.solvers.contract import Solver, SolverResult
+from invlayer_core.quadratic.description import describe_active_set
+from invlayer_core.quadratic.short_way import Once, is_plain, solve_plainly
+from invlayer_core.solvers.contract import Solver
 from invlayer_core.structure import Arguments
 
 __all__ = ["qp"]
@@ -128,9 +129,9 @@ def _qp(
 ) -> Any:
     layout, theta, restore = read_program(dict(zip(ARGUMENTS, given, strict=True)))
     instance, name, thread_safe = find_solver(solver, "qp")
-    if not keywords and x0 is None and not instance.batched and _is_plain(layout, theta):
-        instance = _Once(instance)
-        plain = _solve_plainly(layout, theta, instance, options or {}, return_multipliers)
+    if not keywords and x0 is None and not instance.batched and is_plain(layout, theta):
+        instance = Once(instance)
+        plain = solve_plainly(layout, theta, instance, options or {}, return_multipliers)
         if plain is not None:
             x, *multipliers = map(restore, plain)
             return (x, Multipliers(*multipliers)) if return_multipliers else x
@@ -202,6 +203,13 @@ def _settings(keywords: CommonKeywords) -> Settings:
             f"qp(event_dims={keywords['event_dims']!r}): the last dim of x is one program's variables; leave "
             "event_dims out."
         )
+    for name in ("n_starts", "warm_start", "compile"):
+        if name in keywords:
+            raise ConditionsError(
+                f"qp({name}=...): a convex program has one solution wherever its solver starts, and its "
+                f"derivative evaluates no F that could be compiled. Leave {name} out; x0= is where a solver "
+                "that makes use of it starts."
+            )
     keywords = {"polish": "auto", "adjoint": Implicit(singular="consistent"), **keywords}
     return read_settings(keywords)
 
@@ -237,48 +245,6 @@ def _check_way(settings: Settings) -> None:
             f"qp(timeout={settings.timeout!r}): a quadratic program goes to its solver as a whole, and "
             "cannot be stopped in between. Leave timeout out; solvers have a time limit among their options."
         )
-
-
-@final
-class _Once(Solver):
-    """A solver that is called at most once; what came of it serves the short way and the general one."""
-
-    def __init__(self, solver: Solver) -> None:
-        self.solver = solver
-        self.outcome: SolverResult | Exception | None = None
-
-    def solve(self, problem: Any, y0: Any, options: Mapping[str, Any]) -> SolverResult:
-        if self.outcome is None:
-            try:
-                self.outcome = self.solver.solve(problem, y0, options)
-            except Exception as error:
-                self.outcome = error
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        return self.outcome
-
-
-def _is_plain(layout: QuadraticLayout, theta: tuple[Tensor, ...]) -> bool:
-    """Whether there is one dense program on the CPU, and no transform runs."""
-    if _functorch.is_active() or _functorch.in_forward_mode():
-        return False
-    return all(
-        tensor.ndim == (2 if name in MATRICES else 1) and tensor.device.type == "cpu"
-        for name, tensor in zip(layout.names, theta, strict=True)
-    ) and not any(isinstance(form, SparseForm) for form in layout.forms.values())
-
-
-def _solve_plainly(
-    layout: QuadraticLayout,
-    theta: tuple[Tensor, ...],
-    solver: Solver,
-    options: Mapping[str, Any],
-    multipliers: bool,
-) -> tuple[Tensor, ...] | None:
-    """The short way; None if the program needs the general one."""
-    from invlayer_core.quadratic.single import solve_single  # it needs NumPy, which the core may lack
-
-    return solve_single(layout, theta, solver, options, multipliers=multipliers)
 
 
 def _keeps_factors(theta: tuple[Tensor, ...]) -> bool:

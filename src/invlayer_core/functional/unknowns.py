@@ -40,7 +40,7 @@ class Packed:
     def __call__(self, y: Tensor, *args: Any) -> Tensor:
         value = self.function(y, *args)
         batch = y.shape[:-1]
-        if isinstance(value, Tensor) and value.ndim == len(batch) + 1:
+        if isinstance(value, Tensor) and value.ndim == len(batch) + 1 and not value.is_complex():
             return value
         inner = getattr(self.function, "function", self.function)
         return pack_equations(getattr(inner, "__qualname__", type(inner).__name__), value, batch)

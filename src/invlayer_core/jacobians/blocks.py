@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from invlayer_core import _functorch
 from invlayer_core.errors import ConditionsError, PerformanceWarning, warn_user
 
 __all__ = [
     "batched_rows",
+    "check_chunk_size",
     "check_independent",
     "cotangent_basis",
     "coupled_error",
     "full_jacobian_blocks",
     "probe_weights",
+    "rows_at_once",
     "to_blocks",
 ]
 
@@ -31,6 +34,8 @@ def cotangent_basis(residual_shape: Size, batch: Size, like: Tensor) -> Tensor:
     event = residual_shape[len(batch) :]
     m = event.numel()
     unit = torch.eye(m, dtype=like.dtype, device=like.device)
+    if m == residual_shape.numel():  # one system
+        return unit.reshape(m, *residual_shape)
     return unit.reshape(m, *(1 for _ in batch), *event).expand(m, *residual_shape)
 
 
@@ -45,25 +50,51 @@ def probe_weights(batch: Size, equations: int, like: Tensor) -> tuple[Tensor, Te
     return weights[: batch.numel()], weights[batch.numel() :]
 
 
+_CHUNK_BYTES = 2**20  # more do not stay in the caches of a processor, and pages of memory are fetched anew
+_CHUNK_BYTES_ON_DEVICE = 2**28  # where small passes cost as much as large ones
+
+
+def check_chunk_size(called: str, chunk_size: Any) -> None:
+    """Refuse what is neither None nor an integer >= 1.
+
+    Raises
+    ------
+    ConditionsError
+        Naming what came.
+    """
+    if chunk_size is None:
+        return
+    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
+        raise ConditionsError(
+            f"{called}(chunk_size={chunk_size!r}): accepted is an integer >= 1, the number of rows of the "
+            "Jacobian that are taken in one pass, or None."
+        )
+
+
+def rows_at_once(value: Tensor, chunk_size: int | None = None) -> int:
+    """How many cotangents of ``value`` are pulled back in one pass: ``chunk_size``, or what is quick."""
+    if chunk_size is not None:
+        return chunk_size
+    most = _CHUNK_BYTES if value.device.type == "cpu" else _CHUNK_BYTES_ON_DEVICE
+    return max(1, most // max(1, value.numel() * value.element_size()))
+
+
 def batched_rows(
     value: Tensor, inputs: Sequence[Tensor], cotangents: Tensor, create_graph: bool
 ) -> tuple[Tensor, ...]:
     """Pull ``cotangents`` ``(k, *value)`` back to every input, in one batched pass: ``(k, *input)`` each.
 
-    Below three rows, one pass each costs less than the batching does. And one pass each is needed where
-    the result is to be differentiated again and the graph holds a ``Function`` written in Python: its
-    backward, mapped by ``is_grads_batched``, may then lose its own graph without a word.
+    One pass each is needed where the result is to be differentiated again and the graph holds a
+    ``Function`` written in Python: its backward, mapped as by ``is_grads_batched``, may then lose its own
+    graph without a word.
     """
     k = cotangents.shape[0]
     if not value.requires_grad or k == 0:
         return tuple(tensor.new_zeros(k, *tensor.shape) for tensor in inputs)
-    if k < _BATCHED_FROM or (create_graph and _has_python_functions(value, inputs)):
+    if k == 1 or (create_graph and _has_python_functions(value, inputs)):
         return _looped_rows(value, inputs, cotangents, create_graph)
     try:
-        rows = torch.autograd.grad(
-            value, inputs, cotangents, is_grads_batched=True,
-            retain_graph=True, create_graph=create_graph, allow_unused=True,
-        )  # fmt: skip
+        rows = _functorch.gradients_in_batch(value, inputs, cotangents, create_graph)
     except RuntimeError as error:
         looped = _looped_rows(value, inputs, cotangents, create_graph)
         warn_user(_ROW_BY_ROW.format(count=k, error=error), PerformanceWarning)
@@ -72,9 +103,6 @@ def batched_rows(
         tensor.new_zeros(k, *tensor.shape) if row is None else row
         for row, tensor in zip(rows, inputs, strict=True)
     )
-
-
-_BATCHED_FROM = 3
 
 
 def _has_python_functions(value: Tensor, inputs: Sequence[Tensor]) -> bool:
@@ -103,19 +131,20 @@ _ROW_BY_ROW = (
 def _looped_rows(
     value: Tensor, inputs: Sequence[Tensor], cotangents: Tensor, create_graph: bool
 ) -> tuple[Tensor, ...]:
+    outputs, kept = (value,), tuple(inputs)
     passes = [
-        torch.autograd.grad(
-            value, inputs, cotangent,
-            retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True,
-        )
-        for cotangent in cotangents.unbind()
-    ]  # fmt: skip
-    return tuple(torch.stack(rows) for rows in zip(*passes, strict=True))
+        _functorch.gradients(outputs, kept, (cotangent,), create_graph) for cotangent in cotangents.unbind()
+    ]
+    by_input = zip(kept, zip(*passes, strict=True), strict=True)
+    return tuple(
+        torch.stack([torch.zeros_like(tensor) if row is None else row for row in rows])
+        for tensor, rows in by_input
+    )
 
 
 def to_blocks(rows: Tensor, batch: Size, size: int) -> Tensor:
     """Rows ``(m, *batch, *event)`` as blocks ``(B, m, n)``."""
-    return rows.reshape(rows.shape[0], batch.numel(), size).movedim(0, 1)
+    return rows.reshape(rows.shape[0], batch.numel(), size).transpose(0, 1)
 
 
 def check_independent(rows: Tensor, samples: Tensor, equations: Tensor, pulled: Tensor) -> Tensor:
@@ -151,11 +180,15 @@ def coupled_error(batch: Size, event_dims: int) -> ConditionsError:
 
 
 def full_jacobian_blocks(
-    rows_of: Callable[[Tensor], Tensor], residual_shape: Size, batch: Size, size: int, like: Tensor
+    rows_of: Callable[[Tensor], Tensor], value: Tensor, batch: Size, size: int, step: int
 ) -> Tensor:
-    """The diagonal blocks ``(B, m, n)`` of the whole ``(B, m, B, n)`` Jacobian, row by row."""
-    count = batch.numel()
-    total = residual_shape.numel()
-    unit = torch.eye(total, dtype=like.dtype, device=like.device).reshape(total, *residual_shape)
-    full = rows_of(unit).reshape(count, residual_shape[len(batch) :].numel(), count, size)
-    return full.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+    """The diagonal blocks ``(B, m, n)`` of the whole ``(B, m, B, n)`` Jacobian, ``step`` rows at a time."""
+    count, equations = batch.numel(), value.shape[len(batch) :].numel()
+    every = torch.arange(value.numel(), device=value.device)
+    parts = []
+    for rows in every.split(step):
+        unit = (rows.unsqueeze(-1) == every).to(value.dtype)
+        pulled = rows_of(unit.reshape(len(rows), *value.shape)).reshape(len(rows), count, size)
+        own = rows.div(max(1, equations), rounding_mode="floor")  # whose equation a row is
+        parts.append(pulled[every[: len(rows)], own])
+    return torch.cat(parts).reshape(count, equations, size)

@@ -7,21 +7,27 @@ arrives at unknown j belongs to the one equation of that colour that depends on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.conditions.system import SparseJacobian
+from invlayer_core.conditions.system import SparseJacobian, System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.jacobians.blocks import batched_rows, coupled_error, probe_weights
+from invlayer_core.jacobians.blocks import batched_rows, coupled_error, probe_weights, rows_at_once
 from invlayer_core.jacobians.linearize import Linearization, RecordedLinearization
 from invlayer_core.jacobians.pattern import SparsityPattern
 
-__all__ = ["check_explains", "compressed_values", "known_entries", "pull", "pulled_chunks", "push"]
-
-_CHUNK_BYTES = 2**22  # of cotangents pulled back in one pass
+__all__ = [
+    "check_explains",
+    "compressed_values",
+    "given_entries",
+    "known_entries",
+    "pull",
+    "pulled_chunks",
+    "push",
+]
 
 
 def pull(linearization: Linearization, cotangent: Tensor) -> Tensor:
@@ -61,7 +67,7 @@ def pulled_chunks(
     """
     shape, value = linearization.system.shape, linearization.value
     batch, event = shape.batch, value.shape[len(shape.batch) :]
-    step = max(1, _CHUNK_BYTES // max(1, value.numel() * value.element_size()))
+    step = rows_at_once(value, linearization.system.chunk_size)
     for first in range(0, count, step):
         wanted = torch.arange(first, min(first + step, count), device=value.device)
         sums = (groups.to(value.device) == wanted.unsqueeze(-1)).to(value.dtype)
@@ -109,14 +115,19 @@ def compressed_values(linearization: Linearization, pattern: SparsityPattern) ->
 
 def known_entries(linearization: Linearization, pattern: SparsityPattern) -> Tensor | None:
     """The entries that the user's Jacobian gives itself, if it does, at just these places."""
-    system = linearization.system
+    theta = [tensor.detach() for tensor in linearization.theta]
+    return given_entries(linearization.system, linearization.y.detach(), theta, pattern)
+
+
+def given_entries(
+    system: System, y: Tensor, theta: Sequence[Tensor], pattern: SparsityPattern
+) -> Tensor | None:
+    """The same at a point where F itself need not be evaluated."""
     if not isinstance(system.jacobian, SparseJacobian) or system.jacobian.places is None:
         return None
-    rows, cols = system.jacobian.places
-    if not (torch.equal(rows, pattern.rows) and torch.equal(cols, pattern.cols)):
+    if not pattern.has_places(*system.jacobian.places):
         return None
-    args = system.arguments.unflatten([tensor.detach() for tensor in linearization.theta])
-    entries = system.jacobian.entries(linearization.y.detach(), *args)
+    entries = system.jacobian.entries(y, *system.arguments.unflatten(theta))
     return entries.reshape(system.shape.count, pattern.nnz)
 
 

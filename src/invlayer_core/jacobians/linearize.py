@@ -19,8 +19,6 @@ from invlayer_core.jacobians.blocks import batched_rows
 
 __all__ = ["Linearization", "Pullback", "linearize", "push_by_forward_mode"]
 
-_SMALL = 4096  # entries of ∂F/∂θ worth forming for one system
-
 
 class Linearization(ABC):
     """F and its first derivatives at one point; every result is differentiable if asked for."""
@@ -83,18 +81,15 @@ class RecordedLinearization(Linearization):
             self.theta = [_on_tape(t, create_graph, want) for t, want in zip(theta, wanted, strict=True)]
             self.value = system.residual(self.y, self.theta)
         self._moving = [t for t, want in zip(self.theta, wanted, strict=True) if want]
-        self._theta_rows: tuple[Tensor, ...] | None = None
         self._push: tuple[Tensor, Tensor] | None = None  # the linear map c ↦ (∂F/∂y)ᵀ c, on the tape
 
     def pull_y(self, cotangent: Tensor) -> Tensor:
-        (pulled,) = torch.autograd.grad(
-            self.value,
-            self.y,
-            cotangent.reshape(self.value.shape).to(self.value.dtype),
-            retain_graph=True,
-            materialize_grads=True,
-        )
+        (pulled,) = _functorch.gradients((self.value,), (self.y,), (self._like_value(cotangent),), False)
+        pulled = torch.zeros_like(self.y) if pulled is None else pulled
         return pulled.reshape(self.system.shape.count, -1)
+
+    def _like_value(self, cotangent: Tensor) -> Tensor:
+        return cotangent.reshape(self.value.shape).to(self.value.dtype)
 
     def _pushing(self) -> tuple[Tensor, Tensor]:
         """c and (∂F/∂y)ᵀ c, recorded: its derivative by c is ∂F/∂y."""
@@ -116,51 +111,25 @@ class RecordedLinearization(Linearization):
 
     def push_y(self, tangent: Tensor) -> Tensor:
         cotangent, pulled = self._pushing()
-        (pushed,) = torch.autograd.grad(pulled, cotangent, tangent.reshape(pulled.shape), retain_graph=True)
+        (pushed,) = _functorch.gradients((pulled,), (cotangent,), (tangent.reshape(pulled.shape),), False)
+        assert pushed is not None
         return pushed.reshape(self.system.shape.count, -1)
 
     def rows(self, cotangents: Tensor) -> Tensor:
         with torch.enable_grad():
-            if not self._takes_theta_along(cotangents.shape[0]):
-                return batched_rows(self.value, [self.y], cotangents, self.create_graph)[0]
-            inputs = [self.y, *self._moving]
-            rows, *theta_rows = batched_rows(self.value, inputs, cotangents, self.create_graph)
-        self._theta_rows = tuple(theta_rows)
-        return rows
-
-    def _takes_theta_along(self, rows: int) -> bool:
-        """Whether one pass should also give ∂F/∂θ: for one small system it saves the pass of ``pullback``.
-
-        (In a batch, a row holds one equation of *every* system, and cannot be weighed per sample.)
-        """
-        if self.system.shape.count != 1 or not self._moving:
-            return False
-        return rows * sum(tensor.numel() for tensor in self._moving) <= _SMALL
+            return batched_rows(self.value, [self.y], cotangents, self.create_graph)[0]
 
     def pullback(self, cotangent: Tensor, wanted: Sequence[bool], *, check: bool = True) -> Pullback:
-        if self._theta_rows is not None and self._theta_rows[0].shape[0] == cotangent.numel():
-            return Pullback(self._from_rows(cotangent.reshape(1, -1), self._theta_rows, wanted), None)
         if not self.value.requires_grad:
             return Pullback(_zeros(self.theta, wanted), torch.zeros_like(self.y))
         inputs = [self.y, *self._moving] if check else self._moving
         with torch.enable_grad():
-            grads = torch.autograd.grad(
-                self.value, inputs, cotangent.reshape(self.value.shape).to(self.value.dtype),
-                create_graph=self.create_graph, retain_graph=True, allow_unused=True,
-            )  # fmt: skip
+            cotangent = self._like_value(cotangent)
+            grads = _functorch.gradients((self.value,), inputs, (cotangent,), self.create_graph)
         if not check:
             return Pullback(_spread(grads, wanted), None)
         pulled = torch.zeros_like(self.y) if grads[0] is None else grads[0]
         return Pullback(_spread(grads[1:], wanted), pulled)
-
-    def _from_rows(
-        self, cotangent: Tensor, theta_rows: Sequence[Tensor], wanted: Sequence[bool]
-    ) -> tuple[Tensor | None, ...]:
-        size = cotangent.numel()
-        products = [
-            (cotangent.to(rows.dtype) @ rows.reshape(size, -1)).reshape(rows.shape[1:]) for rows in theta_rows
-        ]
-        return _spread(products, wanted)
 
     def pushforward(self, tangents: Sequence[Tensor | None]) -> Tensor:
         # (∂F/∂θ) t is the derivative of the linear map c ↦ (∂F/∂θ)ᵀ c, applied backwards to t: two
@@ -273,7 +242,7 @@ def _on_tape(tensor: Tensor, create_graph: bool, wanted: bool) -> Tensor:
     if create_graph and (tensor.requires_grad or _functorch.has_tangent(tensor)):
         alias = tensor.view_as(tensor)
         return alias.requires_grad_() if wanted and not alias.requires_grad else alias
-    return tensor.detach().requires_grad_(wanted)
+    return tensor.detach().requires_grad_() if wanted else tensor.detach()
 
 
 def linearize(

@@ -127,6 +127,17 @@ class SparsityPattern:
         flat, mirrored = self.cols * m + self.rows, torch.sort(self.rows * n + self.cols).values
         return m == n and torch.equal(flat, mirrored)
 
+    def has_places(self, rows: Tensor, cols: Tensor) -> bool:
+        """Whether its entries are just these, in this order."""
+        same = rows is self.rows and cols is self.cols
+        return same or (torch.equal(rows, self.rows) and torch.equal(cols, self.cols))
+
+    def product(self, values: Tensor, vectors: Tensor) -> Tensor:
+        """``(..., nnz)`` entries times ``(..., n)``: ``(..., m)``."""
+        rows, cols = self.rows.to(vectors.device), self.cols.to(vectors.device)
+        terms = values * vectors.index_select(-1, cols)
+        return terms.new_zeros(*terms.shape[:-1], self.shape[0]).index_add(-1, rows, terms)
+
     def dense(self) -> Tensor:
         """The pattern as a bool tensor ``(m, n)``."""
         mask = torch.zeros(self.shape, dtype=torch.bool)

@@ -11,6 +11,7 @@ from invlayer_core.jacobians.blocks import (
     cotangent_basis,
     coupled_error,
     probe_weights,
+    rows_at_once,
     to_blocks,
 )
 from invlayer_core.jacobians.linearize import Linearization
@@ -61,29 +62,44 @@ def weighed_blocks(linearization: Linearization) -> tuple[Tensor, Tensor | None]
         with torch.enable_grad():
             return system.analytic_jacobian(y, theta), None
     shape, value = system.shape, linearization.value
-    basis = cotangent_basis(value.shape, shape.batch, value)
     if shape.count < 2:
-        return to_blocks(linearization.rows(basis), shape.batch, shape.size), None
-    weights = 2.0 ** (torch.arange(shape.count, dtype=basis.dtype, device=basis.device) % 3)
+        return to_blocks(_rows(linearization, _basis(linearization)), shape.batch, shape.size), None
+    weights = torch.ones(shape.count, dtype=value.dtype, device=value.device)
+    weights[1::3], weights[2::3] = 2.0, 4.0
     events = (1 for _ in range(value.ndim - len(shape.batch)))
-    rows = linearization.rows(basis * weights.reshape(*shape.batch, *events))
+    rows = _rows(linearization, _basis(linearization), weights.reshape(*shape.batch, *events))
     return to_blocks(rows, shape.batch, shape.size), weights.unsqueeze(-1)
+
+
+def _basis(linearization: Linearization) -> Tensor:
+    value = linearization.value
+    return cotangent_basis(value.shape, linearization.system.shape.batch, value)
+
+
+def _rows(linearization: Linearization, cotangents: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Pull cotangents back, ``(k, *batch, *event)``, each sample's times its weight; a chunk at a time."""
+    step = rows_at_once(linearization.value, linearization.system.chunk_size)
+    if len(cotangents) <= step:
+        return linearization.rows(cotangents if weights is None else cotangents * weights)
+    parts = (part if weights is None else part * weights for part in cotangents.split(step))
+    return torch.cat([linearization.rows(part) for part in parts])
 
 
 def blocks_by_rows(linearization: Linearization, *, uneven: bool = False) -> Tensor:
     """The blocks by autograd, whether or not the user gave a Jacobian."""
-    shape, value = linearization.system.shape, linearization.value
+    shape = linearization.system.shape
     if not uneven or shape.count < 2:
-        basis = cotangent_basis(value.shape, shape.batch, value)
-        return to_blocks(linearization.rows(basis), shape.batch, shape.size)
+        return to_blocks(_rows(linearization, _basis(linearization)), shape.batch, shape.size)
     blocks, weights = weighed_blocks(linearization)
     return blocks if weights is None else blocks / weights.unsqueeze(-1).to(blocks.dtype)
 
 
 def blocks_by_columns(linearization: Linearization) -> Tensor:
     """The blocks in forward mode, n passes: cheaper where there are more equations than unknowns."""
-    shape = linearization.system.shape
-    columns = linearization.columns(cotangent_basis(shape.full, shape.batch, linearization.y))
+    system, shape = linearization.system, linearization.system.shape
+    basis = cotangent_basis(shape.full, shape.batch, linearization.y)
+    step = rows_at_once(linearization.value, system.chunk_size)
+    columns = torch.cat([linearization.columns(part) for part in basis.split(step)])
     return columns.reshape(shape.size, shape.count, -1).movedim(0, 2)
 
 
@@ -95,14 +111,14 @@ def refuse_coupled(linearization: Linearization) -> None:
 
 def _independent_rows(linearization: Linearization) -> Tensor:
     """The rows of the blocks, ``(m, *batch, *event)``, from a pass that also shows whether samples mix."""
-    shape, residual_shape = linearization.system.shape, linearization.value.shape
-    basis = cotangent_basis(residual_shape, shape.batch, linearization.value)
-    if shape.count < 2:
-        return linearization.rows(basis)
+    shape, value = linearization.system.shape, linearization.value
+    basis = _basis(linearization)
+    if shape.count < 2 or shape.size * basis.shape[0] == 0:
+        return _rows(linearization, basis)
     m = basis.shape[0]
-    samples, equations = probe_weights(shape.batch, m, linearization.value)
-    probe = (samples.unsqueeze(-1) * equations).reshape(1, *residual_shape)
-    rows = linearization.rows(torch.cat([basis, probe]))
+    samples, equations = probe_weights(shape.batch, m, value)
+    probe = (samples.unsqueeze(-1) * equations).reshape(1, *value.shape)
+    rows = _rows(linearization, torch.cat([basis, probe]))
     flat = rows.detach().reshape(m + 1, shape.count, shape.size)
     coupled = check_independent(flat[:-1], samples, equations, flat[-1])
     if bool(_functorch.plain(coupled).any()):

@@ -7,7 +7,8 @@ from typing import final
 
 import torch
 
-from invlayer_core.linear.methods import GMRES, LU, LinearSolver
+from invlayer_core.linear.iterative import GMRES
+from invlayer_core.linear.methods import LU, LinearSolver
 from invlayer_core.structure import SystemShape
 
 __all__ = ["Auto"]

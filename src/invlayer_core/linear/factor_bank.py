@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,18 +29,19 @@ class FactorBank:
     Attributes
     ----------
     handed : tuple of Factor or None
-        One per sample, from the forward solve; empty if there are none.
+        One per sample, from the user's forward solve; empty if there are none.
     factors : list of Factor or None
-        One per sample; None where the Jacobian could not be factorised. Empty before the first use.
+        One per sample, our own; None where the Jacobian could not be factorised. Empty before the first use,
+        unless Newton steps have left theirs.
     values : Tensor of shape ``(B, nnz)`` or None
         What the factors were made of.
     pattern : SparsityPattern or None
         As given, or as detected in the first use.
     """
 
-    def __init__(self, handed: Sequence[Factor | None] = ()) -> None:
+    def __init__(self, handed: Sequence[Factor | None] = (), own: Sequence[Factor | None] = ()) -> None:
         self.handed = tuple(handed)
-        self.factors: list[Factor | None] = []
+        self.factors: list[Factor | None] = list(own)
         self.values: Tensor | None = None
         self.pattern: SparsityPattern | None = None
 
@@ -75,22 +77,23 @@ def apply_factors(factors: Sequence[Factor | None], rhs: Tensor, *, transpose: b
     host = rhs.detach().to("cpu", torch.float64).contiguous()
     flat = host.reshape(-1, *host.shape[-2:])
     x = torch.full_like(flat, torch.nan)
-    for k, directions in enumerate(flat):
+    asked = (flat != 0).any(-1).tolist()
+    solved, given = x.numpy(), flat.numpy()
+    for k, directions in enumerate(given):
         for sample, (factor, b) in enumerate(zip(factors, directions, strict=True)):
-            if not bool((b != 0).any()):
-                x[k, sample] = 0.0
+            if not asked[k][sample]:
+                solved[k, sample] = 0.0
             elif factor is not None:
-                x[k, sample] = _solve_one(factor, b, transpose)
+                solved[k, sample] = _solve_one(factor, b, transpose)
     return x.reshape(rhs.shape).to(rhs.device, rhs.dtype)
 
 
-def _solve_one(factor: Factor, b: Tensor, transpose: bool) -> Tensor:
-    solution: Any = (factor.solve_transposed if transpose else factor.solve)(b.numpy())
-    x = torch.as_tensor(solution)
-    if x.shape != b.shape or not x.is_floating_point():
+def _solve_one(factor: Factor, b: np.ndarray, transpose: bool) -> np.ndarray:
+    x = np.asarray((factor.solve_transposed if transpose else factor.solve)(b))
+    if x.shape != b.shape or x.dtype.kind != "f":
         raise ConditionsError(
-            f"a Factor returned {tuple(x.shape)} numbers of dtype {x.dtype} for a right-hand side of shape "
-            f"{tuple(b.shape)}; accepted are real vectors, solve(b) of the shape of b."
+            f"a Factor returned {x.shape} numbers of dtype {x.dtype} for a right-hand side of shape "
+            f"{b.shape}; accepted are real vectors, solve(b) of the shape of b."
         )
     return x
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 
-__all__ = ["KrylovSolution", "bicgstab", "conjugate_gradients", "gmres", "neumann"]
+__all__ = ["KrylovSolution", "bicgstab", "conjugate_gradients", "gmres", "neumann", "right_preconditioned"]
 
 Product = Callable[[Tensor], Tensor]
 
@@ -51,19 +51,37 @@ def _measured(product: Product, x: Tensor, rhs: Tensor, products: int) -> Krylov
     return KrylovSolution(x, _relative(rhs - product(x), rhs), products + 1)
 
 
+def right_preconditioned(
+    solve: Callable[[Product], KrylovSolution], product: Product, precondition: Product | None
+) -> KrylovSolution:
+    """A x = b by way of A M⁻¹ u = b, x = M⁻¹ u; the residual of both is one and the same."""
+    if precondition is None:
+        return solve(product)
+    solution = solve(lambda u: product(precondition(u)))
+    return solution._replace(x=precondition(solution.x))
+
+
 @torch.no_grad()
 def conjugate_gradients(
-    product: Product, rhs: Tensor, *, rtol: float, maxiter: int, check_every: int
+    product: Product,
+    rhs: Tensor,
+    *,
+    rtol: float,
+    maxiter: int,
+    check_every: int,
+    precondition: Product | None = None,
 ) -> KrylovSolution:
-    """CG, for symmetric positive definite systems (Hestenes & Stiefel 1952)."""
+    """CG, for symmetric positive definite systems (Hestenes & Stiefel 1952), and preconditioners that are."""
     x, r = torch.zeros_like(rhs), rhs
-    p, rr = r, _dot(r, r)
+    z = r if precondition is None else precondition(r)
+    p, rz = z, _dot(r, z)
     for k in range(1, maxiter + 1):
         q = product(p)
-        alpha = _ratio(rr, _dot(p, q))
+        alpha = _ratio(rz, _dot(p, q))
         x, r = x + alpha * p, r - alpha * q
-        new = _dot(r, r)
-        p, rr = r + _ratio(new, rr) * p, new
+        z = r if precondition is None else precondition(r)
+        new = _dot(r, z)
+        p, rz = z + _ratio(new, rz) * p, new
         if (k % check_every == 0 or k == maxiter) and _all_below(r, rhs, rtol):
             break
     return _measured(product, x, rhs, k)
@@ -72,16 +90,19 @@ def conjugate_gradients(
 @torch.no_grad()
 def neumann(product: Product, rhs: Tensor, *, rtol: float, maxiter: int, check_every: int) -> KrylovSolution:
     """x ← x + (A x − b), for A = T′ − I with a contraction T: the Neumann series of (I − T′)⁻¹."""
-    x = -rhs
+    x, size = -rhs, rhs.norm(dim=-1)
+    goal, beyond = rtol * size, _DIVERGED * size
     for k in range(1, maxiter + 1):
         step = product(x) - rhs  # −r
-        if k % check_every == 0 or k == maxiter:
-            left = _relative(step, rhs)
+        if k == maxiter:
+            break
+        if k % check_every == 0:
+            left = step.norm(dim=-1)
             # A sample that diverges, or is NaN, has no say in when to stop.
-            if k == maxiter or bool(_functorch.plain((left <= rtol) | ~(left < _DIVERGED)).all()):
+            if bool(_functorch.plain((left <= goal) | ~(left < beyond)).all()):
                 break
         x = x + step
-    return KrylovSolution(x, left, k)
+    return KrylovSolution(x, _relative(step, rhs), k)
 
 
 _DIVERGED = 1e8

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 
-__all__ = ["LUFactors", "has_lost_rank", "lu_factor", "lu_solve", "solve_recorded"]
+__all__ = ["LUFactors", "has_lost_rank", "lu_factor", "lu_solve", "lu_solve_once", "solve_recorded"]
 
 # Batched CPU LU is broken in torch from this size on, with two or more threads: n = 150 hangs, larger
 # ones return garbage pivots or raise (pytorch issues 141358 and 142815).
@@ -44,8 +44,8 @@ def _one_thread() -> Iterator[None]:
 
 def _is_broken_here(blocks: Tensor) -> bool:
     return (
-        blocks.device.type == "cpu"
-        and blocks.shape[-1] >= _BROKEN_SIZE
+        blocks.shape[-1] >= _BROKEN_SIZE
+        and blocks.device.type == "cpu"
         and blocks.shape[:-2].numel() > 1
         and torch.get_num_threads() > 1
     )
@@ -59,10 +59,8 @@ def lu_factor(blocks: Tensor) -> LUFactors:
     >>> lu_factor(torch.diag(torch.tensor([2.0, 0.0]))[None]).info
     tensor([2], dtype=torch.int32)
     """
-    if _functorch.is_active():
-        return LUFactors(*_Factor.apply(blocks.detach()))
-    with torch.no_grad():
-        return _factor(blocks)
+    blocks = blocks.detach()
+    return LUFactors(*_Factor.apply(blocks)) if _functorch.is_active() else _factor(blocks)
 
 
 def _factor(blocks: Tensor) -> LUFactors:
@@ -127,8 +125,10 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(blocks: Tensor, rhs: Tensor, factors: Tensor, pivots: Tensor, transpose: bool) -> Tensor:
-        # One batch dimension: with several, lu_solve on the CPU goes by the stride of the innermost one even
-        # where its size is 1, and returns wrong numbers (seen in torch 2.13).
+        # With several batch dimensions, lu_solve on the CPU goes by the stride of the innermost one even
+        # where its size is 1, and returns wrong numbers (seen in torch 2.13): there they become one.
+        if factors.ndim <= 3:
+            return torch.linalg.lu_solve(factors, pivots, rhs.unsqueeze(-1), adjoint=transpose).squeeze(-1)
         n = rhs.shape[-1]
         x = torch.linalg.lu_solve(
             factors.reshape(-1, n, n), pivots.reshape(-1, n), rhs.reshape(-1, n, 1), adjoint=transpose
@@ -144,7 +144,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         blocks, factors, pivots, x = _functorch.revive(ctx.saved_tensors)
-        rhs_bar = _Solve.apply(blocks, cotangent, factors, pivots, not ctx.transpose)
+        rhs_bar = _functorch.apply(_Solve, blocks, cotangent, factors, pivots, not ctx.transpose)
         if not ctx.needs_input_grad[0]:
             return None, rhs_bar, None, None, None
         left, right = (x, rhs_bar) if ctx.transpose else (rhs_bar, x)
@@ -183,14 +183,20 @@ def lu_solve(blocks: Tensor, rhs: Tensor, factors: LUFactors, *, transpose: bool
         Infinite or NaN for samples whose block is exactly singular.
     """
     recorded = torch.is_grad_enabled() and (blocks.requires_grad or rhs.requires_grad)
-    if not (recorded or _functorch.in_forward_mode()) and not _functorch.is_active():
+    if not (recorded or _functorch.in_forward_mode() or _functorch.is_active()):
         return _Solve.forward(blocks, rhs, factors.factors, factors.pivots, transpose)
     if _functorch.is_mapped_by_autograd(rhs) or _functorch.forward_mode_depth() >= 2:
         # Autograd's own mapping drops the graph inside a custom Function, and nested forward mode its
         # tangents, both without a word.
         return solve_recorded(blocks.mT if transpose else blocks, rhs)
-    result: Tensor = _Solve.apply(blocks, rhs, factors.factors, factors.pivots, transpose)
+    result: Tensor = _functorch.apply(_Solve, blocks, rhs, factors.factors, factors.pivots, transpose)
     return result
+
+
+def lu_solve_once(blocks: Tensor, rhs: Tensor) -> Tensor:
+    """``blocks⁻¹ rhs`` where nothing is recorded, mapped or pushed: no more than the two operations."""
+    factors, pivots, _ = _factor(blocks)
+    return torch.linalg.lu_solve(factors, pivots, rhs.unsqueeze(-1)).squeeze(-1)
 
 
 def solve_recorded(blocks: Tensor, rhs: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from invlayer_core import _functorch
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import SingularJacobianError
 from invlayer_core.jacobians.linearize import Linearization, push_by_forward_mode
-from invlayer_core.linear.methods import Krylov
+from invlayer_core.linear.iterative import Krylov
 
 __all__ = ["LinearResidual", "solve_matrix_free"]
 
@@ -54,7 +54,7 @@ def solve_matrix_free(
     product = linearization.pull_y if transpose else linearization.push_y
     mask = None if exempt is None else exempt.unsqueeze(-1)
     regular = rhs if mask is None else torch.where(mask, torch.zeros_like(rhs), rhs)
-    solution = method.solve(product, regular)
+    solution = method.solve(product, regular, method.prepare(linearization, transpose=transpose))
     allowed = _SLACK * method.tolerance(rhs.dtype)
     failed = ~(solution.residual <= allowed)  # catches NaN
     if mask is not None:
@@ -76,8 +76,8 @@ def _not_converged(residual: Tensor, failed: Tensor, method: Krylov, products: i
         f"{method} did not solve the linear system of the derivative for {shown}"
         f"{' and more' if len(bad) > 5 else ''} within {products} products: the Jacobian is singular there, "
         "ill-conditioned, or too hard for the method. Accepted are residuals within rtol. Give it more room "
-        "(maxiter=, restart=), take linear_solver=LU(), or choose what such a sample should give: "
-        "adjoint=Implicit(singular='nan' | 'zero')."
+        "(maxiter=, restart=) or a preconditioner=, take linear_solver=LU(), or choose what such a sample "
+        "should give: adjoint=Implicit(singular='nan' | 'zero')."
     )
 
 

@@ -59,6 +59,10 @@ class SolveRequest:
     exempt: Tensor | None = None
     least_norm: bool = False
 
+    def turned(self, blocks: Tensor) -> Tensor:
+        """What is solved with: J or Jᵀ itself. To the last bit it matters which of them is factorised."""
+        return blocks.mT if self.transpose else blocks
+
 
 @final
 class BlockSolution(NamedTuple):
@@ -82,8 +86,9 @@ def solve_blocks(request: SolveRequest) -> BlockSolution:
     if request.least_norm or request.blocks.shape[-1] != request.blocks.shape[-2]:
         everything = torch.ones(request.blocks.shape[0], dtype=torch.bool, device=request.blocks.device)
         return BlockSolution(_solve_without_inverse(request), everything)
-    factors = lu_factor(request.blocks.detach())
-    solution = lu_solve(request.blocks, request.rhs, factors, transpose=request.transpose)
+    matrix = request.turned(request.blocks)
+    factors = lu_factor(matrix)
+    solution = lu_solve(matrix, request.rhs, factors)
     with torch.no_grad():
         suspicious = is_suspicious(solution, request.rhs)
         if request.singular == "consistent":  # whose solutions need not be large
@@ -117,7 +122,7 @@ def _holds(request: SolveRequest, x: Tensor) -> Tensor:
     The residual is that of the balanced system: in its own units, a row that is small beside the others would
     not count.
     """
-    matrix = request.blocks.mT if request.transpose else request.blocks
+    matrix = request.turned(request.blocks)
     rows, _ = balance(matrix)
     gap = rows.squeeze(-1) * ((matrix @ x.unsqueeze(-1)).squeeze(-1) - request.rhs)
     allowed = torch.finfo(x.dtype).eps ** _CONSISTENT * (rows.squeeze(-1) * request.rhs).abs().amax(-1)
@@ -125,7 +130,8 @@ def _holds(request: SolveRequest, x: Tensor) -> Tensor:
 
 
 def _lu(blocks: Tensor, request: SolveRequest) -> Tensor:
-    return lu_solve(blocks, request.rhs, lu_factor(blocks.detach()), transpose=request.transpose)
+    matrix = request.turned(blocks)
+    return lu_solve(matrix, request.rhs, lu_factor(matrix))
 
 
 def _answer_singular(request: SolveRequest, found: Diagnosis, singular: Tensor, unasked: Tensor) -> Tensor:

@@ -56,6 +56,8 @@ class SparseLU(LinearSolver):
     SparsityPattern(3 x 3, 3 entries)
     """
 
+    needs_blocks = False
+
     pattern: SparsityPattern | Tensor | None = None
     solver: str | SparseDirectSolver = "scipy.splu"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)

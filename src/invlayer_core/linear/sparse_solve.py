@@ -94,8 +94,10 @@ def _without_values(problem: SparseSolve, rhs: Tensor) -> Candidate | None:
     if len(bank.handed) != rhs.shape[-2] or rhs.ndim != 2:
         return None
     apply = lambda b: apply_factors(bank.handed, b, transpose=transpose)  # noqa: E731
-    candidate = by_krylov(problem, rhs, apply, refined(problem, rhs, apply))
+    candidate = refined(problem, rhs, apply)
     given = torch.tensor([factor is not None for factor in bank.handed], device=rhs.device)
+    if any_of(~is_solved(problem, candidate) & given):
+        candidate = by_krylov(problem, rhs, apply, candidate)
     poor = ~is_solved(problem, candidate) & rhs.isfinite().all(-1) & given
     if any_of(poor):
         warn_user(_NOT_GOOD_ENOUGH.format(samples=poor.nonzero().flatten().tolist()[:5]), PerformanceWarning)

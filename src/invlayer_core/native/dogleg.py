@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from invlayer_core.native import iterative, least_squares
-from invlayer_core.native.least_squares import LeastSquares, State, promised, solve_normal
+from invlayer_core.native.least_squares import LeastSquares, State
+from invlayer_core.native.normal_equations import Gram, column_lengths, promised, solve_normal, times
 
 __all__ = ["Dogleg"]
 
@@ -40,8 +41,8 @@ class Dogleg(LeastSquares):
     name: ClassVar[str] = "torch.dogleg"
     Options: ClassVar[type[iterative.Options]] = _Options
 
-    def first_control(self, y: Tensor, gram: Tensor, options: _Options) -> Tensor:
-        size = (y * _lengths(gram)).norm(dim=-1)
+    def first_control(self, y: Tensor, gram: Gram, options: _Options) -> Tensor:
+        size = (y * column_lengths(gram)).norm(dim=-1)
         return options.radius * torch.where(size > 0, size, torch.ones_like(size))
 
     def next_control(
@@ -49,16 +50,16 @@ class Dogleg(LeastSquares):
     ) -> Tensor:
         if not options.safeguard:
             return torch.full_like(state.control, torch.inf)
-        gain = (state.cost - cost) / promised(state)
-        taken = (state.step * _lengths(state.gram)).norm(dim=-1)
+        gain = (state.cost - cost) / promised(state.gram, state.slope, state.step)
+        taken = (state.step * column_lengths(state.gram)).norm(dim=-1)
         wider = torch.where(gain > 0.75, torch.maximum(state.control, 3 * taken), state.control)
         return torch.where(accepted & (gain > 0.25), wider, 0.25 * torch.minimum(taken, state.control))
 
     def model_step(
-        self, gram: Tensor, slope: Tensor, control: Tensor, all_accepted: bool, options: _Options
+        self, gram: Gram, slope: Tensor, control: Tensor, all_accepted: bool, options: _Options
     ) -> Tensor:
         newton = solve_normal(gram, slope)
-        lengths = _lengths(gram)
+        lengths = column_lengths(gram)
         radius = control.unsqueeze(-1)
         size = (newton * lengths).norm(dim=-1, keepdim=True).detach()
         if not options.safeguard:
@@ -67,20 +68,14 @@ class Dogleg(LeastSquares):
         short = (cauchy * lengths).norm(dim=-1, keepdim=True).detach()
         along = _share((cauchy * lengths).detach(), (newton * lengths).detach(), radius)
         bent = cauchy + along * (newton - cauchy)
-        down = cauchy * (radius / short.clamp(min=torch.finfo(gram.dtype).tiny))
+        down = cauchy * (radius / short.clamp(min=torch.finfo(slope.dtype).tiny))
         return torch.where(size <= radius, newton, torch.where(short >= radius, down, bent))
 
 
-def _lengths(gram: Tensor) -> Tensor:
-    """Those of the columns of J."""
-    lengths = gram.detach().diagonal(dim1=-2, dim2=-1).sqrt()
-    return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
-
-
-def _steepest(gram: Tensor, slope: Tensor, lengths: Tensor) -> Tensor:
+def _steepest(gram: Gram, slope: Tensor, lengths: Tensor) -> Tensor:
     """The minimum of the model along the slope."""
     direction = slope / lengths.square()
-    curvature = (direction * (gram @ direction.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
+    curvature = (direction * times(gram, direction)).sum(-1, keepdim=True)
     share = (slope * direction).sum(-1, keepdim=True) / curvature
     return direction * torch.where(curvature > 0, share, torch.zeros_like(share))
 

@@ -7,7 +7,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from invlayer_core.native.least_squares import LeastSquares, Options, State, solve_normal
+from invlayer_core.native.least_squares import LeastSquares, Options, State
+from invlayer_core.native.normal_equations import Gram, solve_normal
 
 __all__ = ["GaussNewton"]
 
@@ -25,7 +26,7 @@ class GaussNewton(LeastSquares):
 
     name: ClassVar[str] = "torch.gauss_newton"
 
-    def first_control(self, y: Tensor, gram: Tensor, options: Options) -> Tensor:
+    def first_control(self, y: Tensor, gram: Gram, options: Options) -> Tensor:
         return torch.ones_like(y[:, 0])
 
     def next_control(
@@ -36,7 +37,7 @@ class GaussNewton(LeastSquares):
         return torch.where(accepted, 1.0, 0.25 * state.control)
 
     def model_step(
-        self, gram: Tensor, slope: Tensor, control: Tensor, all_accepted: bool, options: Options
+        self, gram: Gram, slope: Tensor, control: Tensor, all_accepted: bool, options: Options
     ) -> Tensor:
         step = solve_normal(gram, slope)
         return step if all_accepted else control.unsqueeze(-1) * step

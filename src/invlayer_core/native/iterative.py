@@ -82,6 +82,10 @@ class IterativeSolver(DifferentiableSolver):
         """The options for iterations from a solution: without what is only for the way there."""
         return options
 
+    def describe(self, state: Any, options: Any) -> str:
+        """What ran, for ``SolveInfo.message``."""
+        return f"{self.name} with maxiter={options.maxiter}"
+
     def finish(self, state: Any) -> Tensor:
         """The solution, from the last state: the next point, if there is one."""
         return pick(state.trial.isfinite().all(-1), state.trial, state.y)
@@ -107,7 +111,7 @@ class IterativeSolver(DifferentiableSolver):
             y=self.finish(state),
             success=state.converged,
             iterations=iterations,
-            message=f"{self.name} with maxiter={settings.maxiter}.",
+            message=f"{self.describe(state, settings)}.",
         )
 
     def iterate(self, problem: BatchProblem, y0: Tensor, options: Mapping[str, Any], steps: int) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from invlayer_core.native import iterative, least_squares
-from invlayer_core.native.least_squares import LeastSquares, State, promised, solve_normal
+from invlayer_core.native.least_squares import LeastSquares, State
+from invlayer_core.native.normal_equations import Gram, promised, solve_normal
 
 __all__ = ["LevenbergMarquardt"]
 
@@ -44,7 +45,7 @@ class LevenbergMarquardt(LeastSquares):
     name: ClassVar[str] = "torch.levenberg_marquardt"
     Options: ClassVar[type[iterative.Options]] = _Options
 
-    def first_control(self, y: Tensor, gram: Tensor, options: _Options) -> Tensor:
+    def first_control(self, y: Tensor, gram: Gram, options: _Options) -> Tensor:
         return torch.full_like(y[:, 0], options.damping)
 
     def next_control(
@@ -52,11 +53,11 @@ class LevenbergMarquardt(LeastSquares):
     ) -> Tensor:
         if not options.safeguard:
             return state.control
-        gain = (state.cost - cost) / promised(state)
+        gain = (state.cost - cost) / promised(state.gram, state.slope, state.step)
         factor = (1 - (2 * torch.nan_to_num(gain) - 1) ** 3).clamp(0.1, 2.0)
         return (state.control * torch.where(accepted, factor, 4.0)).clamp(_LEAST, _MOST)
 
     def model_step(
-        self, gram: Tensor, slope: Tensor, control: Tensor, all_accepted: bool, options: _Options
+        self, gram: Gram, slope: Tensor, control: Tensor, all_accepted: bool, options: _Options
     ) -> Tensor:
         return solve_normal(gram, slope, control)

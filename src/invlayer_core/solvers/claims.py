@@ -95,7 +95,8 @@ class Claims(Generic[SpecType]):
     def _not_found(self, call: str, name: str, failures: Sequence[PluginFailure]) -> str:
         names = sorted(self._table)
         sentences = [f"{call}: no {self._noun} of that name is registered."]
-        if near := get_close_matches(name, names):
+        of_any_library = [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]]
+        if near := of_any_library or get_close_matches(name, names):
             sentences.append(f"Did you mean {' or '.join(map(repr, near))}?")
         sentences.append(f"Registered are: {', '.join(names) or 'none'}.")
         sentences += [f"Plugin {f.plugin.name!r} failed to load: {f.reason}" for f in failures]

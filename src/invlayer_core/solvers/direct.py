@@ -121,6 +121,8 @@ def handed_factors(aux: Sequence[Any], count: int) -> tuple[Factor | None, ...]:
     ConditionsError
         If there are some, but not one per sample.
     """
+    if not aux:
+        return ()
     named = [each.get("factor") if isinstance(each, Mapping) else each for each in aux]
     factors: Any = named[0] if len(named) == 1 else named
     if not is_factors(factors):

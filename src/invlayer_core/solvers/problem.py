@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 from torch import Tensor
 
 from invlayer_core.errors import ConditionsError
 
-__all__ = ["BatchProblem", "Problem", "SampleProblem"]
+__all__ = ["BatchProblem", "Problem", "Products", "SampleProblem", "products_of"]
 
 
 class Problem(ABC):
@@ -127,6 +127,15 @@ class Problem(ABC):
 
 
 @final
+class Products(NamedTuple):
+    """A function at a point, with the products of its Jacobian J there, which is not formed."""
+
+    value: Tensor  # (B, m)
+    push: Callable[[Tensor], Tensor]  # J v, (B, n) -> (B, m)
+    pull: Callable[[Tensor], Tensor]  # Jᵀu, (B, m) -> (B, n)
+
+
+@final
 @dataclass(frozen=True)
 class BatchProblem(Problem):
     """A batch of B independent systems in torch: ``(B, n)`` tensors in, ``(B, n)`` out.
@@ -142,6 +151,8 @@ class BatchProblem(Problem):
         ``(B, 1) -> (B, 1)``.
     linearized_function : callable, optional
         F or a part, by name, with its Jacobian, from one evaluation.
+    products_function : callable, optional
+        The same with the products of its Jacobian.
     """
 
     kind: str
@@ -152,6 +163,7 @@ class BatchProblem(Problem):
     second_derivative_function: Callable[[Tensor], Tensor] | None = None
     parts: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     linearized_function: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
+    products_function: Callable[[str, Tensor], Products] | None = None
 
     def residual(self, y: Tensor) -> Tensor:
         return self.residual_function(y)
@@ -164,11 +176,26 @@ class BatchProblem(Problem):
             return self.residual(y), self.jacobian(y)
         return self.part(part, y), self.part(f"{part}_jacobian", y)
 
+    def products(self, y: Tensor, part: str = "residual") -> Products:
+        """F or a part at y, with the products of its Jacobian: for systems too large to form it."""
+        if self.products_function is not None:
+            return self.products_function(part, y)
+        return products_of(*self.linearized(y, part))
+
     def jacobian(self, y: Tensor) -> Tensor:
         return self.jacobian_function(y)
 
     def second_derivative(self, y: Tensor) -> Tensor:
         return _scalar_only(self.size, self.second_derivative_function)(y)
+
+
+def products_of(value: Tensor, blocks: Tensor) -> Products:
+    """The products of a Jacobian that is there."""
+    return Products(
+        value,
+        lambda v: (blocks @ v.unsqueeze(-1)).squeeze(-1),
+        lambda u: (blocks.mT @ u.unsqueeze(-1)).squeeze(-1),
+    )
 
 
 @final
@@ -226,7 +253,13 @@ class SampleProblem(Problem):
         vars(self).update(_RELEASED)
 
     def objective(self, y: np.ndarray) -> float:
-        return float(self.part("objective", y))
+        value = self.part("objective", y)
+        if getattr(value, "ndim", 0):
+            raise ConditionsError(
+                f"the objective returned shape {tuple(value.shape)} for one system of {self.size} unknowns; "
+                "accepted is one real number per sample. Sum over the event dims: (...).sum(-1)."
+            )
+        return float(value)
 
 
 def _over(_y: Any) -> Any:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from invlayer_core.solvers import SolverSpec
 from invlayer_core.testing.report import ConformanceError, ConformanceReport
 from invlayer_core.testing.rules import RULES
+from invlayer_core.testing.rules.cones import CONE_RULES
 from invlayer_core.testing.rules.programs import PROGRAM_RULES
 from invlayer_core.testing.subject import Subject
 
 __all__ = ["check_solver"]
+
+_OF_KIND: Final = {"qp": PROGRAM_RULES, "cone": CONE_RULES}
 
 
 def check_solver(
@@ -57,11 +60,12 @@ def check_solver(
     ['exceptions', 'registration']
     """
     subject = Subject.of(spec, options, kinds, tolerance)
-    others = tuple(kind for kind in subject.kinds if kind != "qp")
+    others = tuple(kind for kind in subject.kinds if kind not in _OF_KIND)
     of_others = replace(subject, kinds=others)
     results = tuple(rule.apply(of_others) for rule in RULES) if others else ()
-    if "qp" in subject.kinds:
-        results += tuple(rule.apply(subject) for rule in PROGRAM_RULES)
+    for kind, rules in _OF_KIND.items():
+        if kind in subject.kinds:
+            results += tuple(rule.apply(subject) for rule in rules)
     report = ConformanceReport(subject.spec.name, subject.kinds, subject.untested, results)
     if report.broken:
         raise ConformanceError.of(report) from report.broken[0].cause

@@ -18,11 +18,12 @@ import pytest
 from invlayer_core.solvers import SolverSpec
 from invlayer_core.testing.report import ConformanceError, ConformanceReport
 from invlayer_core.testing.rules import RULES
+from invlayer_core.testing.rules.cones import CONE_RULES
 from invlayer_core.testing.rules.programs import PROGRAM_RULES
 from invlayer_core.testing.rules.rule import Rule
 from invlayer_core.testing.subject import Subject
 
-__all__ = ["ProgramConformance", "SolverConformance"]
+__all__ = ["ConeConformance", "ProgramConformance", "SolverConformance"]
 
 
 class SolverConformance:
@@ -80,7 +81,12 @@ class ProgramConformance(SolverConformance):
     """The same for a solver of quadratic programs (kind ``"qp"``), with the rules for those."""
 
 
-for _rule in RULES:
-    setattr(ProgramConformance, f"test_{_rule.name}", None)  # pytest collects what can be called
-for _rule in PROGRAM_RULES:
-    setattr(ProgramConformance, f"test_{_rule.name}", _test_of(_rule))
+class ConeConformance(SolverConformance):
+    """The same for a solver of cone programs (kind ``"cone"``), with the rules for those."""
+
+
+for _case, _rules in ((ProgramConformance, PROGRAM_RULES), (ConeConformance, CONE_RULES)):
+    for _rule in RULES:
+        setattr(_case, f"test_{_rule.name}", None)  # pytest collects what can be called
+    for _rule in _rules:
+        setattr(_case, f"test_{_rule.name}", _test_of(_rule))

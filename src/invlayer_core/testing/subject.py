@@ -172,12 +172,13 @@ class Subject:
 
 
 def _chosen(spec: SolverSpec, kinds: Collection[str] | None) -> tuple[str, ...]:
-    able = [kind for kind in spec.kinds if kind in zoo.KINDS or kind == "qp"]
+    known = (*zoo.KINDS, "qp", "cone")
+    able = [kind for kind in spec.kinds if kind in known]
     wanted = able if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
     unknown = [kind for kind in wanted if kind not in able]
     if unknown or not wanted:
         raise ValueError(
             f"check_solver({spec.name!r}, kinds={kinds!r}): the spec declares {list(spec.kinds)}, the kit "
-            f"has problems for {[*zoo.KINDS, 'qp']}; accepted are one or more of {able}."
+            f"has problems for {[*known]}; accepted are one or more of {able}."
         )
     return tuple(wanted)

@@ -8,7 +8,6 @@ import casadi as ca
 import torch
 from torch import Size, Tensor
 
-from invlayer_casadi.expressions.differentiation import apply_expression
 from invlayer_casadi.expressions.expression import Backend, Expression, OnFailure
 from invlayer_casadi.expressions.ports import input_ports, output_ports
 from invlayer_core import ConditionsError
@@ -117,7 +116,7 @@ class CasadiFunction:
         for port, tensor in pairs:
             vector = port.nonzeros(tensor)
             nonzeros.append(vector.expand(*batch, vector.shape[-1]).to(dtype))
-        results = apply_expression(self._expression, nonzeros)
+        results = self._expression(*nonzeros)
         dense = [port.dense(result) for port, result in zip(self._outputs, results, strict=True)]
         if dtype is not self._outcome_dtype(tensors):
             dense = [tensor.to(self._outcome_dtype(tensors)) for tensor in dense]

@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 import invlayer_core as inv
+from invlayer_cvxpy.adjoint import MOST, is_dense_quadratic, sparse_adjoint, with_pattern
 from invlayer_cvxpy.canonical import canonicalise
 from invlayer_cvxpy.data import ProgramData
-from invlayer_cvxpy.kkt import RegularisedLU
 from invlayer_cvxpy.parameters import Parameters, check_complete
 from invlayer_cvxpy.problems import check_problem, warn_of_linear_program
 from invlayer_cvxpy.recovery import outputs
-from invlayer_cvxpy.schur import SchurCholesky
 from invlayer_cvxpy.solvers.through_cvxpy import Installed
 
 __all__ = ["CvxpyLayer"]
-
-_FEW = 0.06  # of the entries of a Jacobian: more are not sparse
 
 
 @final
@@ -91,9 +88,12 @@ class CvxpyLayer(torch.nn.Module):
         self.parameters_of_problem = Parameters(form, parameters)
         self.outputs = outputs(form, problem, variables)
         self.solver, self.solver_args, self.n_jobs = _named(solver), dict(solver_args or {}), n_jobs
-        defaults = {"polish": "auto", "adjoint": _adjoint(self.structure)}
+        self._dense = inv.adjoints.Implicit(singular="consistent")
+        defaults = {"polish": "auto", "adjoint": sparse_adjoint(self.structure) or self._dense}
         self.keywords = {**defaults, **keywords}
+        self.keywords["adjoint"] = with_pattern(self.keywords["adjoint"], self.structure)
         self._has_adjoint = "adjoint" in keywords
+        self._is_dense_quadratic = is_dense_quadratic(self.structure)
         self._data = form.data
         self._maps: dict[tuple[bool, ...], ProgramData] = {}
         if form.structure.cones.is_polyhedral and not form.structure.P[0].numel() and not gp:
@@ -137,7 +137,7 @@ class CvxpyLayer(torch.nn.Module):
             dtype = torch.promote_types(dtype, tensor.dtype)
         data = self._canonical([tensor.to(torch.float64) for tensor in given])
         solver, options, workers = self._choice(solver_args or {})
-        keywords = _on_device(self.keywords, self._has_adjoint, data["q"].device)
+        keywords = {**self.keywords, "adjoint": self._adjoint(data)}
         found = inv.cone_program(
             data["P"], data["q"], data["A"], data["b"], self.structure,
             solver=solver, options=options, workers=workers,
@@ -157,33 +157,23 @@ class CvxpyLayer(torch.nn.Module):
         like = tensors[0] if tensors else torch.zeros(0, dtype=torch.float64)
         return self._maps[batched](blocks, like)
 
+    def _adjoint(self, data: Mapping[str, Tensor]) -> inv.adjoints.Adjoint:
+        """The user's; else dense factors off the CPU, and for the active sets of quadratic programs."""
+        if not self._has_adjoint and (data["q"].device.type != "cpu" or self._fits_dense(data)):
+            return self._dense
+        adjoint: inv.adjoints.Adjoint = self.keywords["adjoint"]
+        return adjoint
+
+    def _fits_dense(self, data: Mapping[str, Tensor]) -> bool:
+        count = torch.broadcast_shapes(*(each.shape[:-1] for each in data.values())).numel()
+        size = self.structure.size + self.structure.equations
+        return self._is_dense_quadratic and count * size**2 <= MOST
+
     def _choice(self, solver_args: Mapping[str, Any]) -> tuple[str | inv.Solver, dict[str, Any], int]:
         options = {**self.solver_args, **solver_args}
         solver = _named(options.pop("solve_method", self.solver))  # cvxpylayers' name for it
         workers = options.pop("n_jobs_forward", self.n_jobs)
         return solver, options, max(1, int(workers))
-
-
-def _adjoint(structure: inv.ConeStructure) -> inv.adjoints.Adjoint:
-    """Batched dense LU; for large Jacobians sparse LU, or Cholesky factors of the Schur complement.
-
-    Each gives an answer where J is singular but the system has a solution: the variables that CVXPY adds
-    for the epigraph of a constraint are not unique if it is not active.
-    """
-    if structure.places is None:
-        return inv.adjoints.Implicit(singular="consistent")
-    size = structure.size + structure.equations
-    pattern = inv.jacobians.SparsityPattern(*structure.places, (size, size))
-    few = pattern.nnz < _FEW * size**2
-    direct = RegularisedLU(structure.size) if few else SchurCholesky(structure.size, structure.cones)
-    return inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(pattern, direct))
-
-
-def _on_device(keywords: Mapping[str, Any], chosen: bool, device: torch.device) -> dict[str, Any]:
-    """Elsewhere than on the CPU dense factors, at any size, unless the user has chosen."""
-    if device.type == "cpu" or chosen:
-        return dict(keywords)
-    return {**keywords, "adjoint": inv.adjoints.Implicit(singular="consistent")}
 
 
 def _named(solver: str | inv.Solver) -> str | inv.Solver:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,7 +33,7 @@ class QPSolver(inv.Solver):
         self, problem: inv.QuadraticProblem, y0: np.ndarray, options: Mapping[str, Any]
     ) -> inv.SolverResult:
         program = qpsolvers.Problem(*_matrices(problem, sparse=self._takes_sparse(problem)))
-        with _without_warnings():
+        with _quietly():
             found = qpsolvers.solve_problem(
                 program, solver=self.backend, initvals=y0 if y0.any() else None, **options
             )
@@ -62,15 +62,11 @@ class QPSolver(inv.Solver):
         )
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
+def _quietly() -> AbstractContextManager[Any]:
     """Keep quiet what the result says, too; a worker thread leaves the filters, which all share, alone."""
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+        return nullcontext()
+    return warnings.catch_warnings(action="ignore")
 
 
 def _matrices(problem: inv.QuadraticProblem, *, sparse: bool) -> tuple[Any, ...]:

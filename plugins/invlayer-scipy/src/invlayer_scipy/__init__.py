@@ -59,11 +59,15 @@ def _spec(
 
 
 @hookimpl
-def register_linear_solver() -> LinearSolverSpec:
-    """Describe SuperLU; see :meth:`invlayer_core.solvers.SolverHooks.register_linear_solver`."""
+def register_linear_solver() -> list[LinearSolverSpec]:
+    """Describe SuperLU and LSMR; see :meth:`invlayer_core.solvers.SolverHooks.register_linear_solver`."""
+    return [_linear("scipy.splu", "superlu:Splu"), _linear("scipy.lsmr", "lsmr:Lsmr")]
+
+
+def _linear(name: str, adapter: str) -> LinearSolverSpec:
     return LinearSolverSpec(
-        name="scipy.splu",
-        factory="invlayer_scipy.superlu:Splu",
+        name=name,
+        factory=f"invlayer_scipy.{adapter}",
         requires=("scipy>=1.11",),
         install="pip install invlayer-scipy",
     )

@@ -1,4 +1,9 @@
-"""One CasADi Function on the nonzeros of its inputs, by CasADi on the CPU or by its torch translation."""
+"""One CasADi Function on the nonzeros of its inputs, by CasADi on the CPU or by its torch translation.
+
+A tape through the instructions would differentiate ``where(x > 0, sqrt(x), 0)`` to NaN at x = 0, where
+CasADi's derivative is 0. So no tape is made: the rule of a Function is the Function that CasADi derives from
+it, whose rule is CasADi's next one, and derivatives of every order are exact.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +23,15 @@ from invlayer_casadi.expressions.execution import (
     linewise_pays,
     run_program,
 )
+from invlayer_casadi.expressions.patterns import fitted, projected, sources_of
 from invlayer_casadi.expressions.program import Program, UntranslatableError, program_of
-from invlayer_core import ConditionsError, ConvergenceError, ConvergenceWarning, PerformanceWarning
+from invlayer_core import (
+    ConditionsError,
+    ConvergenceError,
+    ConvergenceWarning,
+    ForeignFunction,
+    PerformanceWarning,
+)
 
 __all__ = ["Backend", "Expression", "OnFailure"]
 
@@ -31,8 +43,8 @@ _TRANSLATED_UNASKED: Final = 50_000  # instructions; walking them takes a second
 
 
 @final
-class Expression:
-    """A Function with its derivatives, which are Functions again: CasADi's own, of every order.
+class Expression(ForeignFunction):
+    """A Function on nonzeros, whose derivatives are Functions again: CasADi's own, of every order.
 
     Parameters
     ----------
@@ -46,7 +58,11 @@ class Expression:
         self, function: ca.Function, backend: Backend = "auto", on_failure: OnFailure = "warn"
     ) -> None:
         self.function, self.backend, self.on_failure = function, backend, on_failure
+        self.name = f"CasadiFunction {function.name()!r}"
         self._functions = ThreadFunctions(function)
+        self._taken = [function.nnz_in(i) for i in range(function.n_in())]
+        self._sources: list[Tensor | None] = []  # of a rule: where its outputs stand in what it derives
+        self._sizes = [function.nnz_out(i) for i in range(function.n_out())]
         self._executions: dict[Any, LevelwiseExecution | LinewiseExecution] = {}
         self._derivatives: dict[Any, Expression] = {}
         self._program: Program | UntranslatableError | None = None
@@ -64,20 +80,43 @@ class Expression:
                 whole = self.function.reverse(1)
                 if len(kept) < whole.n_out():
                     whole = whole.slice(whole.name(), list(range(whole.n_in())), kept)
-                self._derivatives[wanted] = self._derived(whole)
+                patterns = [self.function.sparsity_in(i) for i in kept]
+                self._derivatives[wanted] = self._derived(whole, patterns)
         return self._derivatives[wanted]
 
     def forward(self) -> Expression:
         """(inputs, outputs, tangents) ↦ the tangents of all outputs."""
         if "forward" not in self._derivatives:
             with BUILDING:
-                self._derivatives["forward"] = self._derived(self.function.forward(1))
+                patterns = [self.function.sparsity_out(i) for i in range(self.function.n_out())]
+                self._derivatives["forward"] = self._derived(self.function.forward(1), patterns)
         return self._derivatives["forward"]
 
-    def _derived(self, function: ca.Function) -> Expression:
+    def _derived(self, function: ca.Function, patterns: Sequence[ca.Sparsity]) -> Expression:
+        """A rule, whose outputs are wanted on these patterns."""
         derived = Expression(function, self.backend, self.on_failure)
         derived.one_by_one = self.one_by_one
+        derived._sources = [sources_of(function.sparsity_out(i), p) for i, p in enumerate(patterns)]
         return derived
+
+    def _as_rule(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What this derivative Function gives, on the patterns of what it derives."""
+        found = self(*fitted(self._taken, tensors))
+        return [projected(tensor, sources) for tensor, sources in zip(found, self._sources, strict=True)]
+
+    def pull(
+        self,
+        wanted: tuple[bool, ...],
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+    ) -> list[Tensor]:
+        return self.reverse(wanted)._as_rule([*inputs, *outputs, *cotangents])
+
+    def push(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], tangents: Sequence[Tensor]
+    ) -> list[Tensor]:
+        return self.forward()._as_rule([*inputs, *outputs, *tangents])
 
     def with_outputs(self, outputs: Sequence[Tensor]) -> Expression:
         """The same at a point where the outputs ``(B, nnz)`` are known already; derivatives are shared."""
@@ -152,8 +191,7 @@ class Expression:
 
     def _by_casadi(self, inputs: Sequence[Tensor], batch: int) -> list[Tensor]:
         given = [tensor.to("cpu", torch.float64).contiguous() for tensor in inputs]
-        sizes = [self.function.nnz_out(i) for i in range(self.function.n_out())]
-        results = [torch.zeros(batch, size, dtype=torch.float64) for size in sizes]
+        results = [torch.empty(batch, size, dtype=torch.float64) for size in self._sizes]
         if batch == 0:
             return results
         if self.one_by_one:

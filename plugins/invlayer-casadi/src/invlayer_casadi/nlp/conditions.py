@@ -1,70 +1,58 @@
 """The Karush–Kuhn–Tucker conditions of a nonlinear program with two-sided constraints, as a square system.
 
-With z = (x, λ, ν), the multipliers λ of lbg ≤ g ≤ ubg and ν of lbx ≤ x ≤ ubx, and c one of g, x with its μ,
+With z = (x, λ, ν), the multipliers λ of lbg ≤ g ≤ ubg and ν of lbx ≤ x ≤ ubx, and c = (g, x) with μ = (λ, ν),
 
     F(z) = [ ∇ₓf + ∂gᵀλ + ν ;  c − Π(c + s μ) ],      Π the projection on [lower, upper].
 
-The second row is the *natural residual* (Facchinei & Pang 2003, section 1.5): zero exactly where c is within
-its bounds and μ has the sign that goes with the bound that is attained. It is c − upper where c + s μ is
-above that, c − lower where it is below that, and −s μ in between (here −μ, which has the units of the first
-row): the primal–dual test of the active set (Hintermüller, Ito & Kunisch 2002), for one multiplier of two
-bounds. s makes μ a length, whatever the units of f: ``scale_of``.
-
-*Soft* rows are θ (c − bound) − (1 − θ) s μ with θ = s|μ| / (s|μ| + slack), whose derivative is that of
-slack · μ = const, the perturbed complementarity that an interior-point method stopped at. θ ∈ {0, 1} is the
-exact active set.
+The second row is the core's two-sided complementarity: CasADi has one multiplier for two bounds, and bounds,
+which are tensors, decide sample by sample which rows are equations. s makes μ a length, whatever the units of
+f: see :meth:`NlpConditions.scale`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, final, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, final, get_args
 
 import torch
 from torch import Tensor
 
+import invlayer_core as inv
 from invlayer_casadi.nlp.program import NlpProgram
 
-__all__ = ["ACTIVITIES", "Activity", "NlpConditions", "activity_of", "scale_of"]
+__all__ = ["ACTIVITIES", "Activity", "ConstraintRows", "CurvatureMemo", "NlpConditions"]
 
 Activity = Literal["exact", "soft"]
 ACTIVITIES = get_args(Activity)
 
 
-def scale_of(lam_g: Tensor, lam_x: Tensor, curvature: Tensor) -> Tensor:
-    """s of every sample, ``(*batch, 1)``, as a constant: 1 over the curvature and the largest multiplier.
+@final
+class ConstraintRows(NamedTuple):
+    """c = (g, x) of every sample with multipliers, s and bounds; ``(*batch, m + n)``, s ``(*batch, 1)``."""
 
-    A multiplier over the curvature of the Lagrangian is a length, as a slack is: how far x would move if the
-    constraint went.
-    """
-    largest = torch.cat([lam_g.abs(), lam_x.abs(), curvature], -1).detach().amax(-1, keepdim=True)
-    return torch.where((largest > 0) & largest.isfinite(), 1.0 / largest, torch.ones_like(largest))
+    value: Tensor
+    multiplier: Tensor
+    scale: Tensor
+    lower: Tensor
+    upper: Tensor
 
 
-def activity_of(
-    value: Tensor, scaled: Tensor, lower: Tensor, upper: Tensor, activity: Activity
-) -> tuple[Tensor, Tensor]:
-    """The weight θ of every constraint row, and the bound that it is weighed with; both as constants.
+@final
+class CurvatureMemo:
+    """The curvature at the last point of one call, for which certificate, polish and derivative all ask."""
 
-    Parameters
-    ----------
-    value, scaled : Tensor of shape ``(*batch, k)``
-        c and s μ.
-    lower, upper : Tensor of shape ``(*batch, k)``
-    activity : {"exact", "soft"}
-    """
-    value, scaled, lower, upper = (tensor.detach() for tensor in (value, scaled, lower, upper))
-    above, below, fixed = value + scaled > upper, value + scaled < lower, lower == upper
-    on_upper = above | (~below & (scaled > 0))
-    bound = torch.where(on_upper, upper, lower)
-    if activity == "exact":
-        weight = (above | below).to(value)
-    else:
-        slack = torch.where(on_upper, upper - value, value - lower).clamp(min=0.0)
-        total = slack + scaled.abs()
-        weight = torch.where(total > 0, scaled.abs() / total, torch.zeros_like(total))
-        weight = torch.where(bound.isfinite(), weight, torch.zeros_like(weight))
-    return torch.where(fixed | value.isnan(), torch.ones_like(weight), weight), on_upper
+    def __init__(self) -> None:
+        self._known: tuple[tuple[Tensor, ...], Tensor] | None = None
+
+    def at(self, point: tuple[Tensor, ...], find: Callable[[], Tensor]) -> Tensor:
+        """What ``find`` has found, or finds now."""
+        if inv.in_transform() or point[0].device.type != "cpu":  # where a look at values costs more
+            return find()
+        known = self._known  # read once: backward passes may run in several threads
+        if known is None or not all(map(torch.equal, known[0], point)):
+            self._known = known = tuple(tensor.clone() for tensor in point), find()
+        return known[1]
 
 
 @final
@@ -78,6 +66,11 @@ class NlpConditions:
 
     program: NlpProgram
     activity: Activity = "exact"
+    memo: CurvatureMemo = field(default_factory=CurvatureMemo, compare=False)
+
+    def of_one_call(self) -> NlpConditions:
+        """The same, with a memory of its own."""
+        return replace(self, memo=CurvatureMemo())
 
     def split(self, z: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z ``(*batch, 2n + m)`` as x, λ and ν."""
@@ -86,27 +79,43 @@ class NlpConditions:
         return x, lam_g * unit, lam_x * unit
 
     def __call__(self, z: Tensor, p: Tensor, *bounds: Tensor) -> Tensor:
-        lbx, ubx, lbg, ubg, unit = bounds
-        x, lam_g, lam_x = self.split(z, unit)
+        x, lam_g, lam_x = self.split(z, bounds[-1])
         gradient, g = self.program.first(x, p, lam_g)
-        scale = self.scale(x, p, lam_g, lam_x, gradient)
+        rows = self.rows((x, lam_g, lam_x), p, gradient, g, bounds)
         return torch.cat(
-            [gradient + lam_x, self._row(g, lam_g, scale, lbg, ubg), self._row(x, lam_x, scale, lbx, ubx)],
-            -1,
+            [gradient + lam_x, inv.constraints.two_sided_complementarity(*rows, self.activity)], -1
         )
 
+    def rows(
+        self, point: Sequence[Tensor], p: Tensor, gradient: Tensor, g: Tensor, bounds: Sequence[Tensor]
+    ) -> ConstraintRows:
+        """The constraints at a point (x, λ, ν) where ∇ₓf + ∂gᵀλ and g are known."""
+        (x, lam_g, lam_x), (lbx, ubx, lbg, ubg) = point, bounds[:4]
+        multiplier = torch.cat([lam_g, lam_x], -1)
+        scale = self.scale(multiplier, self.curvature(x, p, lam_g, gradient))
+        lower = torch.cat([lbg.expand_as(g), lbx.expand_as(x)], -1)
+        upper = torch.cat([ubg.expand_as(g), ubx.expand_as(x)], -1)
+        return ConstraintRows(torch.cat([g, x], -1), multiplier, scale, lower, upper)
+
     @torch.no_grad()
-    def scale(self, x: Tensor, p: Tensor, lam_g: Tensor, lam_x: Tensor, gradient: Tensor) -> Tensor:
-        """s at this point."""
-        return scale_of(lam_g, lam_x, self.curvature(x, p, lam_g, gradient))
+    def scale(self, multiplier: Tensor, curvature: Tensor) -> Tensor:
+        """s, ``(*batch, 1)``, as a constant: 1 over the largest multiplier, or the curvature.
+
+        A multiplier over the curvature of the Lagrangian is a length, as a slack is: how far x would move if
+        the constraint went.
+        """
+        largest = torch.maximum(multiplier.detach().abs().amax(-1, keepdim=True), curvature)
+        return torch.where((largest > 0) & largest.isfinite(), 1.0 / largest, torch.ones_like(largest))
 
     @torch.no_grad()
     def curvature(self, x: Tensor, p: Tensor, lam_g: Tensor, gradient: Tensor) -> Tensor:
         """How large ∇²ₓ of the Lagrangian is, about, ``(*batch, 1)``: from one more gradient beside x."""
-        x, p, lam_g = x.detach(), p.detach(), lam_g.detach()
-        uneven = torch.sin(1.0 + 2.4 * torch.arange(x.shape[-1], dtype=x.dtype, device=x.device))
-        step = (torch.finfo(x.dtype).eps ** 0.25) * (1.0 + x.abs()) * uneven
-        change = self.program.first(x + step, p, lam_g)[0] - gradient.detach()
+        point = x.detach(), p.detach(), lam_g.detach()
+        return self.memo.at(point, lambda: self._curvature(*point, gradient.detach()))
+
+    def _curvature(self, x: Tensor, p: Tensor, lam_g: Tensor, gradient: Tensor) -> Tensor:
+        step = (torch.finfo(x.dtype).eps ** 0.25) * (1.0 + x.abs()) * self.program.uneven.to(x)
+        change = self.program.first(x + step, p, lam_g)[0] - gradient
         curvature = change.abs().amax(-1, keepdim=True) / step.abs().amax(-1, keepdim=True)
         return torch.nan_to_num(curvature, 0.0, 0.0, 0.0)
 
@@ -118,44 +127,12 @@ class NlpConditions:
         largest = torch.maximum(slope, self.curvature(x, p, lam_g, gradient))
         return torch.where(largest > 0, torch.exp2(torch.log2(largest).round()), torch.ones_like(largest))
 
-    def _row(self, value: Tensor, multiplier: Tensor, scale: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        lower, upper, scaled = lower.expand_as(value), upper.expand_as(value), multiplier * scale
-        weight, on_upper = activity_of(value, scaled, lower, upper, self.activity)
-        bound = torch.where(on_upper, upper, lower)
-        bound = torch.where(weight > 0, bound, torch.zeros_like(bound))  # ∞ · 0 is NaN
-        if self.activity == "exact":
-            return weight * (value - bound) - (1.0 - weight) * multiplier
-        row = weight * (value - bound) - (1.0 - weight) * scaled
-        exact, on_upper = activity_of(value, scaled, lower, upper, "exact")
-        bound = torch.where(on_upper, upper, lower)
-        residual = torch.where(exact > 0, value - torch.where(exact > 0, bound, value), -scaled)
-        return row + (residual - row).detach()
-
-    def jacobian(self, z: Tensor, p: Tensor, *bounds: Tensor) -> Tensor:
-        """∂F/∂z, ``(*batch, 2n + m, 2n + m)``, from CasADi's exact second derivatives."""
-        lbx, ubx, lbg, ubg, unit = bounds
-        x, lam_g, lam_x = self.split(z, unit)
-        hessian, jacobian = self.program.second(x, p, lam_g)
-        n, m = self.program.unknowns, self.program.constraints
-        hessian = hessian.reshape(*hessian.shape[: x.ndim - 1], n, n)  # a column is one event dim
-        jacobian = jacobian.reshape(*hessian.shape[:-2], m, n)
-        with torch.no_grad():
-            gradient, g = self.program.first(x, p, lam_g)
-        scale = self.scale(x, p, lam_g, lam_x, gradient)
-        g_weight, _ = activity_of(g, lam_g * scale, lbg.expand_as(g), ubg.expand_as(g), self.activity)
-        x_weight, _ = activity_of(x, lam_x * scale, lbx.expand_as(x), ubx.expand_as(x), self.activity)
-        weighing = -unit if self.activity == "exact" else -unit * scale
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(hessian)
-        between = torch.zeros_like(jacobian)
-        columns = unit.unsqueeze(-1)
-        rows = [
-            torch.cat([hessian, jacobian.mT * columns, eye * columns], -1),
-            torch.cat(
-                [g_weight.unsqueeze(-1) * jacobian, torch.diag_embed((1.0 - g_weight) * weighing), between],
-                -1,
-            ),
-            torch.cat(
-                [torch.diag_embed(x_weight), between.mT, torch.diag_embed((1.0 - x_weight) * weighing)], -1
-            ),
-        ]
-        return torch.cat(rows, -2)
+    @torch.no_grad()
+    def weakly_active(self, z: Tensor, p: Tensor, *bounds: Tensor) -> Tensor:
+        """Which inequalities among (g, x) hold with equality though their multiplier vanishes."""
+        point = self.split(z.detach(), bounds[-1])
+        gradient, g = self.program.first(point[0], p, point[1])
+        rows = self.rows(point, p, gradient, g, bounds)
+        slack = torch.minimum(rows.value - rows.lower, rows.upper - rows.value)
+        weak = inv.constraints.weakly_active(slack, rows.multiplier * rows.scale)
+        return weak & (rows.lower != rows.upper)

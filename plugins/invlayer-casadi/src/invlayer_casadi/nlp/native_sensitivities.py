@@ -16,9 +16,8 @@ import casadi as ca
 import torch
 from torch import Tensor
 
-from invlayer_casadi.expressions.differentiation import apply_expression
 from invlayer_casadi.expressions.expression import Expression
-from invlayer_core import ConditionsError, UnsupportedTransformError, _functorch
+from invlayer_core import ConditionsError, UnsupportedTransformError, in_transform
 
 __all__ = ["MIN_LAM", "NativeSensitivities", "native_options"]
 
@@ -77,7 +76,7 @@ class NativeSensitivities:
         UnsupportedTransformError
             Under ``torch.func``.
         """
-        if _functorch.is_active():
+        if in_transform():
             raise UnsupportedTransformError(
                 "CasadiLayer(backend='native') under a torch.func transform: accepted is autograd, or "
                 "backend='auto', whose derivatives take every transform."
@@ -91,7 +90,7 @@ class NativeSensitivities:
             ({**blank, **found})[name].detach().double().reshape(batch.numel(), -1).contiguous()
             for name in names
         ]
-        outputs = apply_expression(self._expression.with_outputs(flat), inputs)
+        outputs = self._expression.with_outputs(flat)(*inputs)
         dtype = found["x"].dtype
         return {name: output.to(dtype) for name, output in zip(names, outputs, strict=True) if name in found}
 

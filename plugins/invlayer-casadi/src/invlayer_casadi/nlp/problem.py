@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -13,19 +12,17 @@ from torch import Tensor
 
 import invlayer_core as inv
 from invlayer_casadi.nlp.conditions import ACTIVITIES, Activity, NlpConditions
-from invlayer_casadi.nlp.native import NativeNlp, NlpSetting
+from invlayer_casadi.nlp.jacobian import NlpJacobian
+from invlayer_casadi.nlp.native import NativeNlp
 from invlayer_casadi.nlp.native_sensitivities import NativeSensitivities
 from invlayer_casadi.nlp.program import NlpProgram
-from invlayer_casadi.nlp.sample import SamplePoint
-from invlayer_core import _functorch
 
 __all__ = ["OUTPUTS", "NlpProblem", "NlpSettings"]
 
 OUTPUTS: Final = ("x", "f", "g", "lam_x", "lam_g")
 _GIVEN: Final = ("p", "lbx", "ubx", "lbg", "ubg")
 _DENSE_UP_TO: Final = 60  # unknowns and multipliers
-_POLISH: Final = 10
-_WEAK: Final = 1e-5  # slack and scaled multiplier below this: weakly active
+_SUPERLU: Final = {"permc_spec": "COLAMD", "relax": 1, "panel_size": 1}  # half the fill of A + Aᵀ here
 
 
 @final
@@ -84,11 +81,10 @@ class NlpProblem:
         self.size = 2 * program.unknowns + program.constraints
         self.sparse = self.size > _DENSE_UP_TO
         self.conditions = NlpConditions(program, settings.activity)
+        self.jacobian = NlpJacobian(self.conditions)
         self.keywords = dict(settings.keywords)
-        soft = settings.activity == "soft"
-        polish = self.keywords.pop("polish", 0 if soft else "auto")
-        setting = NlpSetting(settings.threads, _POLISH if polish == "auto" else polish, self.sparse)
-        self.solver = NativeNlp(function, SamplePoint(program, settings.activity), setting)
+        self.keywords.setdefault("polish", 0 if settings.activity == "soft" else "auto")
+        self.solver = NativeNlp(function, settings.threads)
         self.keywords.setdefault("adjoint", self._adjoint())
         self.native = None if settings.min_lam is None else NativeSensitivities(function, settings.min_lam)
 
@@ -99,17 +95,16 @@ class NlpProblem:
         """Dense and forgiving where it is small; by sparse factors else."""
         if not self.sparse:
             return inv.adjoints.Implicit(singular="consistent")
-        pattern = self.solver.point.pattern
-        places = torch.from_numpy(pattern.rows), torch.from_numpy(pattern.columns)
-        sparsity = inv.jacobians.SparsityPattern.of(places, (self.size, self.size))
-        return inv.adjoints.Implicit(linear_solver=inv.linear.SparseLU(sparsity))
+        method = inv.linear.SparseLU(self.jacobian.pattern, options=_SUPERLU)
+        return inv.adjoints.Implicit(linear_solver=method)
 
     def solve(self, p: Any = None, **given: Any) -> Any:
         """The outputs asked for, with the info if that is asked for, too."""
         values = self._read(p, given)
         batch = torch.broadcast_shapes(*(value.shape[:-1] for value in values.values()))
         guesses = [values[name].detach().expand(*batch, -1) for name in ("x0", "lam_g0", "lam_x0")]
-        unit = self.conditions.unit(guesses[0], values["p"].detach(), guesses[1])
+        conditions = self.conditions.of_one_call()
+        unit = conditions.unit(guesses[0], values["p"].detach(), guesses[1])
         start = torch.cat([guesses[0], guesses[1] / unit, guesses[2] / unit], -1)
         args = (*(values[name] for name in _GIVEN), unit)
         options = {
@@ -118,11 +113,11 @@ class NlpProblem:
         }
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.native is None):
             found = inv.root(
-                self.conditions, start, args, solver=self.solver, options=options,
-                jacobian=None if self.sparse else self.conditions.jacobian, **self.keywords,
+                conditions, start, args, solver=self.solver, options=options,
+                jacobian=self.jacobian.of(conditions), **self.keywords,
             )  # fmt: skip
         z, *info = found if self.keywords.get("return_info") else (found,)
-        self._warn_of_weakly_active(z, args)
+        self._warn_of_weakly_active(conditions, z, args)
         results = self._outputs(z, values, unit)
         return (results, *info) if info else results
 
@@ -162,32 +157,12 @@ class NlpProblem:
         results = tuple(found[name] for name in self.settings.outputs)
         return results[0] if self.settings.single else results
 
-    def _warn_of_weakly_active(self, z: Tensor, args: Sequence[Tensor]) -> None:
+    def _warn_of_weakly_active(self, conditions: NlpConditions, z: Tensor, args: Sequence[Tensor]) -> None:
         """Say where a derivative will be one-sided."""
-        if not z.requires_grad or _functorch.is_active():
+        if not z.requires_grad or inv.in_transform():
             return
-        with torch.no_grad():
-            x, lam_g, lam_x = self.conditions.split(z.detach(), args[-1])
-            p, lbx, ubx, lbg, ubg, _ = args
-            gradient, g = self.program.first(x, p, lam_g)
-            lower = torch.cat([lbg.expand_as(g), lbx.expand_as(x)], -1)
-            upper = torch.cat([ubg.expand_as(g), ubx.expand_as(x)], -1)
-            value = torch.cat([g, x], -1)
-            slack = torch.minimum(value - lower, upper - value).abs()
-            scaled = torch.cat([lam_g, lam_x], -1).abs() * self.conditions.scale(x, p, lam_g, lam_x, gradient)
-            near = _WEAK if z.dtype == torch.float64 else 1e-2
-            weak = (slack <= near) & (scaled <= near) & (lower != upper)
-        if bool(weak.any()):
-            sample, constraint = weak.reshape(-1, weak.shape[-1]).nonzero()[0].tolist()
-            count = self.program.constraints
-            name = f"g[{constraint}]" if constraint < count else f"x[{constraint - count}]"
-            warnings.warn(
-                f"CasadiLayer: a constraint is weakly active (sample {sample}: {name}): it holds with "
-                "equality, but its multiplier vanishes, so that x has only one-sided derivatives there. The "
-                "derivative is that without the constraint, or with it, as rounding decides.",
-                inv.DegeneracyWarning,
-                stacklevel=5,  # at the call of the layer
-            )
+        sizes = {"g": self.program.constraints, "x": self.program.unknowns}
+        inv.constraints.warn_of_weakly_active(conditions.weakly_active(z, *args), sizes)
 
 
 def _first_tensor(values: Sequence[Any]) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any, final
 
 import casadi as ca
 import numpy as np
+import torch
+from torch import Tensor
 
 from invlayer_casadi.expressions.buffers import BUILDING
 from invlayer_casadi.expressions.expression import Backend, Expression
@@ -38,10 +40,8 @@ class NlpProgram:
     unknowns, constraints, parameters : int
     values : CasadiFunction
         ``(x, p) -> (f, g)``.
-    first : CasadiFunction
-        ``(x, p, λ) -> (∇ₓf + ∂gᵀλ, g)``.
-    second : CasadiFunction
-        ``(x, p, λ) -> (∇²ₓ of the Lagrangian, ∂g/∂x)``, dense outputs of sparse Functions.
+    uneven : Tensor of shape ``(n,)``
+        A direction that leaves out no unknown.
     """
 
     def __init__(self, oracle: ca.Function, backend: Backend = "auto") -> None:
@@ -51,11 +51,9 @@ class NlpProgram:
             self.unknowns, self.constraints = expanded.numel_in(0), expanded.numel_out(1)
             self.parameters = expanded.numel_in(1)
             first, second = _derivatives(expanded)
-            self.values, self.first, self.second = (
-                CasadiFunction(each, backend=backend) for each in (expanded, first, second)
-            )
-            self.sparse_first = Expression(first, "casadi")
-            self.sparse_second = Expression(second, "casadi")
+            self.values = CasadiFunction(expanded, backend=backend)
+            self._first, self._second = Expression(first, backend), Expression(second, backend)
+        self.uneven = torch.sin(1.0 + 2.4 * torch.arange(self.unknowns, dtype=torch.float64))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NlpProgram, (self.oracle, self.backend)
@@ -82,15 +80,23 @@ class NlpProgram:
             oracle = ca.Function("nlp", [x, p], [problem["f"], g], ["x", "p"], ["f", "g"])
         return cls(oracle, backend)
 
+    def first(self, x: Tensor, p: Tensor, lam_g: Tensor) -> tuple[Tensor, ...]:
+        """∇ₓf + ∂gᵀλ and g, of x and λ ``(*batch, k)`` and p, which broadcasts to them."""
+        return self._first(x, p.expand(*x.shape[:-1], p.shape[-1]), lam_g)
+
+    def second(self, x: Tensor, p: Tensor, lam_g: Tensor) -> tuple[Tensor, ...]:
+        """Nonzeros of ∇²ₓ of the Lagrangian and of ∂g/∂x, and what ``first`` gives."""
+        return self._second(x, p.expand(*x.shape[:-1], p.shape[-1]), lam_g)
+
     @cached_property
     def hessian_places(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of the nonzeros of the Hessian."""
-        return _places(self.sparse_second.function.sparsity_out(0))
+        return _places(self._second.function.sparsity_out(0))
 
     @cached_property
     def jacobian_places(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of the nonzeros of ∂g/∂x."""
-        return _places(self.sparse_second.function.sparsity_out(1))
+        return _places(self._second.function.sparsity_out(1))
 
 
 def _places(sparsity: ca.Sparsity) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +123,9 @@ def _derivatives(oracle: ca.Function) -> tuple[ca.Function, ca.Function]:
     gradient = ca.densify(ca.gradient(lagrangian, x))
     hessian, _ = ca.hessian(lagrangian, x)
     inputs, names = [x, p, multipliers], ["x", "p", "lam_g"]
-    first = ca.Function("conditions", inputs, [gradient, constraints], names, ["gradient", "g"])
+    once = {"cse": True}  # nothing is computed twice: every evaluation and derivative goes through it
+    first = ca.Function("conditions", inputs, [gradient, constraints], names, ["gradient", "g"], once)
     jacobian = ca.jacobian(constraints, x)
-    second = ca.Function("second", inputs, [hessian, jacobian], names, ["hessian", "jacobian"])
+    outputs = [hessian, jacobian, gradient, constraints]
+    second = ca.Function("second", inputs, outputs, names, ["hessian", "jacobian", "gradient", "g"])
     return first, second

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import cvxpy as cp
 import numpy as np
+from cvxpy.reductions.solvers import defines
 
 import invlayer_core as inv
-from invlayer_cvxpy.solvers.matrices import as_scipy
+from invlayer_cvxpy.solvers.matrices import as_scipy, refuse_cones
 
 __all__ = ["Ecos", "Gurobi", "Installed", "Mosek", "Piqp", "Qoco", "ThroughCvxpy"]
+
+
+_KINDS: Final = {"soc": cp.SOC, "psd": cp.PSD, "exp": cp.ExpCone, "power": cp.PowCone3D}
 
 
 class ThroughCvxpy(inv.Solver):
@@ -30,6 +34,7 @@ class ThroughCvxpy(inv.Solver):
     solver: str
 
     def solve(self, problem: inv.ConeProblem, y0: Any, options: Mapping[str, Any]) -> inv.SolverResult:
+        refuse_cones(f"CVXPY with {self.solver}", problem.structure.cones, _able(self.solver))
         x = cp.Variable(problem.structure.size)
         slack = problem.b - as_scipy(problem.A_matrix) @ x
         constraints, entries = _constraints(slack, problem.structure.cones)
@@ -91,6 +96,13 @@ class Installed(ThroughCvxpy):
     """Any solver of ``cvxpy.installed_solvers()``, by CVXPY's name."""
 
     solver: str
+
+
+def _able(solver: str) -> dict[str, bool]:
+    """Which curved cones CVXPY hands over to that solver."""
+    known = [defines.SOLVER_MAP_CONIC.get(solver), defines.SOLVER_MAP_QP.get(solver)]
+    accepted = {kind for each in known if each is not None for kind in each.SUPPORTED_CONSTRAINTS}
+    return {name: not any(known) or kind in accepted for name, kind in _KINDS.items()}
 
 
 def _constraints(slack: Any, cones: inv.Cones) -> tuple[list[Any], list[slice]]:

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, final
+from typing import final
 
 from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.conditions.quadratic import MATRICES, QuadraticProgram
-from invlayer_core.linear.saddle_point import DenseSaddlePoint, SaddleSolution
-from invlayer_core.linear.sparse_saddle_point import SparseSaddlePoint
+from invlayer_core.linear.saddle_point.dense import DenseSaddlePoint
+from invlayer_core.linear.saddle_point.solution import SaddlePoint
 from invlayer_core.matrices import DenseForm
 from invlayer_core.solvers.direct import SparseDirectSolver
 from invlayer_core.solvers.registry import get_registry
 
-__all__ = ["SaddleBank", "SaddlePoint"]
-
-
-class SaddlePoint(Protocol):
-    """A factorised batch of saddle-point systems."""
-
-    def solve(self, rhs: Tensor) -> SaddleSolution:
-        """w for right-hand sides ``(V, B, n + m)``."""
-        ...
+__all__ = ["SaddleBank", "make_saddle_point"]
 
 
 @final
@@ -75,4 +67,6 @@ def make_saddle_point(
         return DenseSaddlePoint(program, active, exempt)
     if direct is None:
         direct = get_registry().get_linear_solver("scipy.splu", "qp with sparse matrices")
+    from invlayer_core.linear.saddle_point.sparse import SparseSaddlePoint  # it needs NumPy
+
     return SparseSaddlePoint(program, active, exempt, direct)

@@ -12,7 +12,9 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-__all__ = ["SpectralSolution", "spectral_solution"]
+from invlayer_core.linear.saddle_point.reduced import ReducedSystem
+
+__all__ = ["SpectralSolution", "spectral_sample", "spectral_solution"]
 
 _RANK = 1e-11  # eigenvalues under this share of the largest count as zero
 _CONSISTENT = 1e-7  # a share of the right-hand side that may stand outside the range
@@ -80,3 +82,43 @@ def _null_multipliers(scaled: Tensor, scales: Tensor) -> Tensor:
 
 def _onto(basis: Tensor, vectors: Tensor) -> Tensor:
     return (vectors @ basis) @ basis.mT
+
+
+def spectral_sample(system: ReducedSystem, rhs: Tensor, index: int) -> SpectralSolution:
+    """One sample of a batch, ``(V, B, N)``, over its free variables and active rows; w is ``(V, N)``."""
+    n, rows = system.n, system.rows
+    hessian = system.hessian[index % system.hessian.shape[0]]
+    kept = system.active[index, :rows]
+    matrix = system.matrix[index % system.matrix.shape[0]][kept]
+    scales = system.scales[index % system.scales.shape[0]][kept]
+    free = slice(None) if system.free is None else system.free[index] > 0
+    linear, limits = rhs[:, index, :n], rhs[:, index, n : n + rows][:, kept]
+    fixed = system.fixed_values(rhs[..., n + rows :])
+    if fixed is not None:
+        linear = linear - fixed[:, index] @ hessian
+        limits = limits - (fixed[:, index] @ matrix.mT) * scales
+    part, lines = hessian[free][:, free], matrix[:, free]
+    found = spectral_solution(part, lines, scales, linear[:, free], limits)
+    x = torch.zeros_like(linear)
+    x[:, free] = found.w[:, : part.shape[0]]
+    multipliers = rhs.new_zeros(rhs.shape[0], rows)
+    multipliers[:, kept] = found.w[:, part.shape[0] :] * scales
+    if fixed is not None:
+        x = x + fixed[:, index]
+    return found._replace(w=_assembled(system, rhs, index, x, multipliers))
+
+
+def _assembled(system: ReducedSystem, rhs: Tensor, index: int, x: Tensor, multipliers: Tensor) -> Tensor:
+    """(x, μ) of one sample in the order of z; multipliers of rows of norm 1 come in."""
+    parts = [x, multipliers / system.scales[index % len(system.scales)]]
+    if system.free is not None:
+        assert system.lower is not None
+        assert system.upper is not None
+        hessian = system.hessian[index % system.hessian.shape[0]]
+        matrix = system.matrix[index % system.matrix.shape[0]]
+        left = rhs[:, index, : system.n] - x @ hessian - multipliers @ matrix
+        if system.has_lower:
+            parts.append(-left * system.lower[index])
+        if rhs.shape[-1] - system.n - system.rows > system.n or not system.has_lower:
+            parts.append(left * system.upper[index])
+    return torch.cat(parts, -1)

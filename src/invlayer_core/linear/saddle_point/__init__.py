@@ -1,0 +1,1 @@
+"""Saddle-point systems of quadratic programs: dense batches, sparse samples, and what singular ones give."""

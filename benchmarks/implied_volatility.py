@@ -6,9 +6,11 @@ the same torch f; a second one has a NumPy f, which is what one would write with
 
 from __future__ import annotations
 
+import gc
 import math
 import resource
 import time
+from pathlib import Path
 
 import torch
 from harness import compare, options
@@ -62,18 +64,28 @@ def loop_over_numpy(price: Tensor, strike: Tensor, maturity: Tensor) -> list[flo
     return [optimize.brentq(f, 1e-3, 3.0, args=row) for row in rows]
 
 
-def study(count: int) -> None:
-    """Forward and backward of many options in one call, and the memory that three such calls take."""
+def resident() -> float:
+    """MiB of memory that the process holds at this moment."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def study(count: int, solver: str, turns: int = 6) -> None:
+    """Forward and backward of many options in one call; how much memory is held after each of some calls."""
     price, strike, maturity = market(count)
     price.requires_grad_()
-    for turn in range(3):
+    print(f"\n{solver}: {count} options, forward + backward in one call")
+    for turn in range(turns):
         began = time.perf_counter()
-        volatility = layer(price, strike, maturity)
+        volatility = layer(price, strike, maturity, solver)
         (gradient,) = torch.autograd.grad(volatility.sum(), price)
+        seconds, steepest = time.perf_counter() - began, float(gradient.max())
+        del volatility, gradient
+        tensors = sum(type(thing) is Tensor for thing in gc.get_objects())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
-            f"  {count} options, forward + backward, turn {turn + 1}: {time.perf_counter() - began:.2f} s, "
-            f"peak memory so far {peak:.0f} MiB, largest ∂σ/∂p {float(gradient.max()):.3g}"
+            f"  call {turn + 1}: {seconds:.2f} s; afterwards {resident():.0f} MiB resident, "
+            f"{tensors} tensors alive; peak so far {peak:.0f} MiB; largest ∂σ/∂p {steepest:.3g}"
         )
 
 
@@ -89,4 +101,5 @@ if __name__ == "__main__":
             "scipy.brentq, batch='auto'": lambda quotes=quotes: layer(*quotes, solver="scipy.brentq"),
         }
         compare(f"Implied volatilities, B = {count}, forward", cases, quick=quick)
-    study(1000 if quick else 100_000)
+    study(1000 if quick else 100_000, "scipy.find_root")
+    study(100 if quick else 10_000, "scipy.brentq")

@@ -337,9 +337,8 @@ def test_a_divided_batch_evaluates_single_rows(how: str) -> None:
 
     inv.root(watched, y0, a, solver=Relaxation(), batch=how)
     assert sorted(set(rows)) == [1, 2, 40]
-    assert (
-        rows.count(40) == 5
-    )  # three to see that it can be divided and what that costs, one for all starts, one to certify
+    # two or three to see that it can be divided and what that costs, one for all starts, one to certify
+    assert rows.count(40) in (4, 5)
 
 
 @pytest.mark.parametrize("how", IN_PROCESS)

@@ -79,6 +79,10 @@ class TestFixedPointIteration(SolverConformance):
     options: ClassVar = {"method": "iteration", "xtol": 1e-9}
 
 
+class TestSolveIvp(SolverConformance):
+    spec = "scipy.solve_ivp"
+
+
 class TestFixedPointDel2(SolverConformance):
     spec = "scipy.fixed_point"
 

@@ -20,6 +20,7 @@ ADAPTERS = {
     "scipy.toms748": "scalar",
     "scipy.find_root": "elementwise",
     "scipy.fixed_point": "fixed_point",
+    "scipy.solve_ivp": "steady_state",
     "scipy.minimize": "minimize",
     "scipy.minimize_scalar": "minimize",
     "scipy.least_squares": "least_squares",
@@ -28,6 +29,7 @@ ADAPTERS = {
 }
 KINDS = {
     "scipy.fixed_point": ("fixed_point",),
+    "scipy.solve_ivp": ("fixed_point",),
     "scipy.minimize": ("minimize", "nlp"),
     "scipy.minimize_scalar": ("minimize",),
     "scipy.least_squares": ("least_squares",),

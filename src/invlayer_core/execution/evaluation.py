@@ -65,13 +65,16 @@ class AtStart:
 
 
 def evaluate_starts(problem: BatchProblem, y0: Tensor, *, jacobian: bool) -> AtStart | None:
-    """F and J at y0 for all samples in one call each; None if F refuses that, which its solves will tell."""
+    """F and J at y0 for all samples in one call each; None if F raises there, whatever it raises.
+
+    Nothing is lost then: each solve asks for the same, and what it gets stays with its sample.
+    """
     rows = resting_rows(y0)
     try:
         residual = problem.residual(rows)
         fits = jacobian and problem.batch * problem.size**2 <= _ENTRIES
         blocks = to_numpy(problem.jacobian(rows)) if fits else None
-    except Exception:
+    except Exception:  # of F, or for want of memory; see above
         return None
     return AtStart(to_numpy(rows), to_numpy(residual), blocks)
 

@@ -259,8 +259,13 @@ class _Conductor:
         try:
             for player in asking:
                 points[player.index - first] = player.point  # type: ignore[operator]
-            values = to_numpy(getattr(self._problem, wanted)(torch.from_numpy(points).to(self._like)))
-        except Exception:
+        except (TypeError, ValueError):  # no vector of numbers
+            self._answer_alone(asking, wanted)
+            return
+        rows = torch.from_numpy(points).to(self._like)
+        try:
+            values = to_numpy(getattr(self._problem, wanted)(rows))
+        except Exception:  # F is the user's, and may raise anything: here for all, there for whom it concerns
             self._answer_alone(asking, wanted)
             return
         for player in asking:  # a row of its own, which the solver may overwrite

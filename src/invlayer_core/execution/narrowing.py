@@ -38,17 +38,25 @@ class Probe:
         Which of θ have one row per sample; None if a part of the batch cannot be evaluated alone.
     whole, alone : float
         Seconds for F of the whole batch, and for F of one sample alone.
+    refusal : str
+        What F raised when it was tried; empty if it did not.
     """
 
     rowwise: tuple[bool, ...] | None
     whole: float
     alone: float
+    refusal: str = ""
+
+
+@final
+class _Refused(Exception):  # noqa: N818 (no error: the batch stays whole)
+    """F raised where it was tried."""
 
 
 def probe(workload: Workload) -> Probe:
     """Try F on the whole batch, and on parts of it.
 
-    An F that raises here is no failure yet: its solve will tell.
+    An F that raises here is no failure yet: its solve will tell. Nothing else that raises is taken for F.
     """
     y = _generic(resting_rows(workload.y0))
     try:
@@ -61,8 +69,8 @@ def probe(workload: Workload) -> Probe:
         row = int(finite[len(finite) // 2])
         rowwise = _rowwise(workload, y, reference[row], row)
         seconds = _check(replace(workload, rowwise=rowwise), y, reference, row)
-    except Exception:
-        return Probe(None, 0.0, 0.0)
+    except _Refused as refused:
+        return Probe(None, 0.0, 0.0, str(refused))
     return Probe(None, whole, whole) if seconds is None else Probe(rowwise, whole, seconds)
 
 
@@ -79,7 +87,10 @@ def _timed(workload: Workload, y: Tensor) -> tuple[float, Tensor]:
 
 
 def _tried(workload: Workload, y: Tensor) -> Tensor:
-    return workload.everything(y) if workload.system.parts else workload.problem().residual(y)
+    try:
+        return workload.everything(y) if workload.system.parts else workload.problem().residual(y)
+    except Exception as error:  # F is the user's, and may raise anything
+        raise _Refused(f"{type(error).__name__}: {error}") from error
 
 
 def _rowwise(workload: Workload, y: Tensor, expected: Tensor, row: int) -> tuple[bool, ...]:
@@ -126,11 +137,14 @@ def _check(workload: Workload, y: Tensor, reference: Tensor, row: int) -> float 
 def _seconds_alone(workload: Workload, y: Tensor, row: int) -> float:
     if workload.system.parts:
         return min(_timed(workload.rows(row, row + 1), y[row : row + 1])[0] for _ in range(2))
-    evaluate, seconds = _evaluation(workload, y, row), []
+    evaluate, seconds = _evaluation(workload, y, row), list[float]()
     with torch.no_grad():
         while len(seconds) < 2 or (len(seconds) < _TURNS and sum(seconds) < _CHEAP):
             began = time.perf_counter()
-            evaluate()
+            try:
+                evaluate()
+            except Exception as error:  # as above
+                raise _Refused(f"{type(error).__name__}: {error}") from error
             seconds.append(time.perf_counter() - began)
     return min(seconds)
 

@@ -23,7 +23,7 @@ __all__ = ["BatchMode", "check_batch", "check_batched", "run_workload"]
 
 BatchMode = Literal["auto", "serial", "threads", "processes", "lockstep", "stacked"]
 
-_TURN: Final = 8e-6  # seconds that a request in lockstep takes: a change of threads, rows to copy
+_TURN: Final = 6e-6  # seconds that a request in lockstep takes: a change of threads, rows to copy
 _START: Final = 80e-6  # seconds that a thread takes to begin and to end
 _REQUESTS: Final = 10  # that a solve makes, or more
 _FEW: Final = 8  # samples from which Jacobians in batches are worth the threads
@@ -150,6 +150,8 @@ def _among_themselves(workload: Workload, tried: Probe, thread_safe: bool) -> _C
 
 def _by_cost(tried: Probe, count: int) -> _Choice:
     """Lockstep where a sample's share of F for all, and its turn, cost less than F for it alone."""
+    if tried.refusal:
+        return _Choice("serial", f"F could not be tried beforehand ({' '.join(tried.refusal.split())})")
     share = tried.whole / count
     measured = (
         f"F takes {tried.alone * 1e6:.0f} µs for one sample, {tried.whole * 1e6:.0f} µs for all {count}"

@@ -64,10 +64,6 @@ def report_of(solve: Callable[[], SolverResult], size: int) -> SampleReport:
     except Exception as error:  # a failing sample is data: kept, reported, and isolated
         message = f"{type(error).__name__}: {error}"
         return SampleReport(Status.SOLVER_ERROR, message, error=without_frames(error))
-    if _is_as_usual(result, size):
-        return SampleReport(
-            _claimed(result), message_of(result), result.y.copy(), result.iterations, result.aux
-        )
     wrong = _what_is_wrong(result, size)
     if wrong:
         return SampleReport(Status.WRONG_SHAPE, wrong)

@@ -27,7 +27,7 @@ def pack_workload(workload: Workload, called: str) -> bytes:
     """
     try:
         payload: bytes = _pickler().dumps(_compact(workload))
-    except Exception as error:
+    except Exception as error:  # what is pickled has its own code for that, which may raise anything
         raise ConditionsError(
             f"{called} sends the conditions, their args and the solver to other processes, and they cannot "
             f"be pickled ({type(error).__name__}: {error}). Accepted are functions and classes at the top "
@@ -70,7 +70,7 @@ def unpack_workload(payload: bytes) -> Workload:
     """
     try:
         workload = pickle.loads(payload)
-    except Exception as error:
+    except Exception as error:  # as above, and whatever an import raises
         raise ConditionsError(
             f"a worker process cannot load the conditions or the solver ({type(error).__name__}: {error}). "
             "Accepted are functions and classes that the worker can import: put them into a module that is "
@@ -85,7 +85,7 @@ def pack_report(report: SampleReport) -> bytes:
     try:
         payload = pickle.dumps(report)
         pickle.loads(payload)  # an exception may pickle, and then not load
-    except Exception:
+    except Exception:  # as above: the report must arrive, as text if need be
         error = report.error
         note = None if error is None else RuntimeError(f"{type(error).__name__}: {error}")
         aux = {name: repr(value) for name, value in report.aux.items()}

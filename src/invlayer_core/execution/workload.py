@@ -279,9 +279,15 @@ class Workload:
 
     def solve(self, index: int, ask: Ask, scalar: ScalarFunction | None = None) -> Callable[[], SolverResult]:
         """The solve of one sample, ready to run; the solver gets private copies of guess and options."""
-        return lambda: self.solver.solve(
-            self.sample(index, ask, scalar), self._guesses[index].copy(), self.options_of(index)
-        )
+
+        def run() -> SolverResult:
+            problem = self.sample(index, ask, scalar)
+            try:
+                return self.solver.solve(problem, self._guesses[index].copy(), self.options_of(index))
+            finally:
+                problem.release()
+
+        return run
 
     def report(self, index: int, check: Callable[[], Any] | None = None) -> SampleReport:
         """Solve one sample by itself; ``check`` may end it whenever it asks for F."""

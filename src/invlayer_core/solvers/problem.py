@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 from torch import Tensor
@@ -237,13 +238,19 @@ class SampleProblem(Problem):
     def second_derivative(self, y: np.ndarray) -> np.ndarray:
         return _scalar_only(self.size, self.second_derivative_function)(y)
 
-    @property
-    def value(self) -> Callable[[float], float]:
-        """F of a scalar equation (n = 1) as a function from float to float."""
-        return self._value if self.scalar_function is None else self.scalar_function
-
-    def _value(self, x: float) -> float:
+    def value(self, x: float) -> float:
+        """F of a scalar equation (n = 1), from number to number."""
+        if self.scalar_function is not None:
+            return self.scalar_function(x)
         return float(self.residual_function(np.array([x], dtype=np.float64))[0])
+
+    def release(self) -> None:
+        """Let go of F, and of all tensors with it; called when the solve is over.
+
+        Libraries wrap what they are given in functions that refer to themselves (SciPy's count their calls
+        that way), and so keep it until Python collects garbage, which knows nothing of a device's memory.
+        """
+        vars(self).update(_RELEASED)
 
     def objective(self, y: np.ndarray) -> float:
         value = self.part("objective", y)
@@ -253,6 +260,24 @@ class SampleProblem(Problem):
                 "accepted is one real number per sample. Sum over the event dims: (...).sum(-1)."
             )
         return float(value)
+
+
+def _over(_y: Any) -> Any:
+    raise ConditionsError(
+        "a problem was asked for F after its solve had returned: it lets go of its tensors then. Accepted "
+        "are calls within solve(); keep values, and not the problem."
+    )
+
+
+_RELEASED: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "residual_function": _over,
+        "jacobian_function": _over,
+        "second_derivative_function": _over,
+        "scalar_function": _over,
+        "parts": MappingProxyType({}),
+    }
+)
 
 
 def _scalar_only(size: int, function: Callable[[Any], Any] | None) -> Callable[[Any], Any]:

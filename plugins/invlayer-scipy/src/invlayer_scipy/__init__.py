@@ -23,6 +23,7 @@ def register_solver() -> list[SolverSpec]:
             "scipy.find_root", "elementwise:FindRoot", batched=True, scalar=True, requires=("scipy>=1.15",)
         ),
         _spec("scipy.fixed_point", "fixed_point:FixedPoint", kinds=("fixed_point",)),
+        _spec("scipy.solve_ivp", "steady_state:SolveIvp", kinds=("fixed_point",)),
         # Before SciPy 1.16 COBYLA and others held a lock while they called back.
         _spec("scipy.minimize", "minimize:Minimize", kinds=("minimize", "nlp"), requires=("scipy>=1.16",)),
         _spec("scipy.minimize_scalar", "minimize:MinimizeScalar", kinds=("minimize",), scalar=True),

@@ -57,7 +57,7 @@ class Fsolve(Solver):
         fprime = _fprime(problem, settings)
         with np.errstate(all="ignore"):
             y, info, status, message = optimize.fsolve(
-                problem.residual_function, y0, fprime=fprime, full_output=True, **settings
+                problem.residual, y0, fprime=fprime, full_output=True, **settings
             )
         evaluations = {name: int(info[name]) for name in ("nfev", "njev") if name in info}
         return SolverResult(
@@ -80,7 +80,7 @@ def _fprime(problem: SampleProblem, settings: dict[str, Any]) -> Callable[[Any],
         )
     if analytic:
         check_differencing(settings, "'fprime': None", "scipy.fsolve")
-    return problem.jacobian_function if analytic else None
+    return problem.jacobian if analytic else None
 
 
 @final
@@ -119,7 +119,7 @@ class Root(Solver):
         jacobian = _jacobian(problem, method, settings)
         with np.errstate(all="ignore"):
             found = optimize.root(
-                problem.residual_function, y0, method=method, jac=jacobian, tol=tol, options=settings
+                problem.residual, y0, method=method, jac=jacobian, tol=tol, options=settings
             )
         counts = {name: int(found[name]) for name in ("nit", "nfev", "njev") if name in found}
         return SolverResult(
@@ -154,4 +154,4 @@ def _jacobian(problem: SampleProblem, method: str, settings: dict[str, Any]) -> 
     if method not in _TAKE_JACOBIAN:
         raise ValueError(f"{call}: takes no Jacobian; leave jac out, or use one of {list(_TAKE_JACOBIAN)}.")
     check_differencing(settings, "'jac': False", call)
-    return problem.jacobian_function
+    return problem.jacobian

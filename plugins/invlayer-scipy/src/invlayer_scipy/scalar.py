@@ -48,11 +48,10 @@ class _Scalar:
 
     def __init__(self, problem: SampleProblem, start: float) -> None:
         self.problem, self.last, self.evaluations = problem, start, 0
-        self._value = problem.value
 
     def value(self, x: float) -> float:
         self.last, self.evaluations = x, self.evaluations + 1
-        return self._value(x)
+        return self.problem.value(x)
 
     def slope(self, x: float) -> float:
         return float(self.problem.jacobian(np.array([x], dtype=np.float64))[0, 0])

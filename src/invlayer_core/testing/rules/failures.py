@@ -58,6 +58,7 @@ class _Interrupted(Solver):
             problem = replace(
                 problem,
                 residual_function=_raising(problem.residual_function, calls),
+                scalar_function=None,
                 jacobian_function=_raising(problem.jacobian_function, calls),
                 second_derivative_function=_raising(problem.second_derivative, calls),
                 parts={name: _raising(part, calls) for name, part in problem.parts.items()},

@@ -173,7 +173,7 @@ def choose_forward(
 def find_solver(solver: str | Solver, kind: str) -> tuple[Solver, str, bool]:
     """The instance, its name, and whether several threads may use it at once."""
     if isinstance(solver, Solver):
-        return solver, type(solver).__name__, False
+        return solver, solver.label, False
     spec = get_registry().get_spec(solver, called=f"{kind}(solver={solver!r})")
     if kind not in spec.kinds:
         able = ", ".join(listing.name for listing in solvers(kind))

@@ -106,6 +106,11 @@ class Solver(ABC):
 
     batched: ClassVar[bool] = False
 
+    @property
+    def label(self) -> str:
+        """What messages and ``info.solver`` call an instance that comes without a registered name."""
+        return type(self).__name__
+
     def takes_jacobian(self, options: Mapping[str, Any]) -> bool:
         """Whether ``solve`` with these options asks for J, besides F: it then gains more from lockstep."""
         return False

@@ -42,6 +42,10 @@ class NativeNlp(Solver):
     def __reduce__(self) -> tuple[Any, ...]:
         return NativeNlp, (self.function, self.threads)
 
+    @property
+    def label(self) -> str:
+        return f"CasADi's {self.function.class_name()} {self.function.name()!r}"
+
     def solve(self, problem: BatchProblem, y0: Tensor, options: Mapping[str, Any]) -> SolverResult:
         """Solve the B problems; success, message and iterations are CasADi's, for each sample."""
         n, m = self._sizes

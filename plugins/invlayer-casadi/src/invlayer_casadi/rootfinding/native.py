@@ -45,6 +45,10 @@ class NativeRootfinder(Solver):
     def __reduce__(self) -> tuple[Any, ...]:
         return NativeRootfinder, (self.function, self.unknown, self.solution, self.threads)
 
+    @property
+    def label(self) -> str:
+        return f"CasADi's {self.function.class_name()} {self.function.name()!r}"
+
     def solve(self, problem: BatchProblem, y0: Tensor, options: Mapping[str, Any]) -> SolverResult:
         """Find the B roots; success, message and iterations are CasADi's, for each sample."""
         inputs = [_rows(tensor, problem.batch) for tensor in options["parameters"]]

@@ -71,7 +71,7 @@ def test_calls_f_once_a_round_and_in_the_calling_thread() -> None:
     rounds = int(info.iterations.max()) + 1
     assert f.calls == rounds + 1  # and once to certify
     probes = g.calls - (int(info.iterations.sum()) + 1 + 1)  # all starts at once, and the certificate
-    assert 6 <= probes <= 10  # to see that a sample may be evaluated alone, and what that costs
+    assert probes == 4  # to see that a sample may be evaluated alone
     assert f.threads == {threading.get_ident()}
 
 

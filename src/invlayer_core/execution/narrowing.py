@@ -37,7 +37,7 @@ class Probe:
     rowwise : tuple of bool, or None
         Which of θ have one row per sample; None if a part of the batch cannot be evaluated alone.
     whole, alone : float
-        Seconds for F of the whole batch, and for F of one sample alone.
+        Seconds for F of the whole batch, and for F of one sample alone, if they were asked for.
     refusal : str
         What F raised when it was tried; empty if it did not.
     """
@@ -53,25 +53,27 @@ class _Refused(Exception):  # noqa: N818 (no error: the batch stays whole)
     """F raised where it was tried."""
 
 
-def probe(workload: Workload) -> Probe:
-    """Try F on the whole batch, and on parts of it.
+def probe(workload: Workload, *, timed: bool = True) -> Probe:
+    """Try F on the whole batch and on parts of it, if ``timed`` as often as it takes to know the seconds.
 
     An F that raises here is no failure yet: its solve will tell. Nothing else that raises is taken for F.
     """
     y = _generic(resting_rows(workload.y0))
     try:
         whole, reference = _timed(workload, y)
-        if whole < _CHEAP:  # the first call of anything is slow
+        if timed and whole < _CHEAP:  # the first call of anything is slow
             whole = min(whole, _timed(workload, y)[0])
         finite = reference.isfinite().all(-1).nonzero()
         if not len(finite):
             return Probe(None, whole, whole)
         row = int(finite[len(finite) // 2])
         rowwise = _rowwise(workload, y, reference[row], row)
-        seconds = _check(replace(workload, rowwise=rowwise), y, reference, row)
+        divided = replace(workload, rowwise=rowwise)
+        if not _agrees(divided, y, reference, row):
+            return Probe(None, whole, whole)
+        return Probe(rowwise, whole, _seconds_alone(divided, y, row) if timed else 0.0)
     except _Refused as refused:
         return Probe(None, 0.0, 0.0, str(refused))
-    return Probe(None, whole, whole) if seconds is None else Probe(rowwise, whole, seconds)
 
 
 def _generic(y: Tensor) -> Tensor:
@@ -123,15 +125,15 @@ def _spoil(tensor: Tensor, count: int, row: int) -> Tensor:
     return spoiled.reshape(tensor.shape)
 
 
-def _check(workload: Workload, y: Tensor, reference: Tensor, row: int) -> float | None:
-    """Seconds for F of one sample, if parts of one and of two samples have the residuals of the whole."""
+def _agrees(workload: Workload, y: Tensor, reference: Tensor, row: int) -> bool:
+    """Whether parts of one and of two samples have the residuals of the whole."""
     for size in (1, min(2, y.shape[0])):
         start = min(row, y.shape[0] - size)
         residual = _tried(workload.rows(start, start + size), y[start : start + size])
         tolerance = 1e3 * torch.finfo(y.dtype).eps
         if not torch.allclose(residual[row - start], reference[row], rtol=tolerance, atol=tolerance):
-            return None
-    return _seconds_alone(workload, y, row)
+            return False
+    return True
 
 
 def _seconds_alone(workload: Workload, y: Tensor, row: int) -> float:

@@ -110,7 +110,7 @@ def run_workload(workload: Workload, asked: BatchMode, *, thread_safe: bool) -> 
         _require_turns(workload)
     count = len(workload.todo)
     divides = count > 1 and asked != "stacked" and (asked != "lockstep" or count > CHUNK)
-    tried = probe(workload) if divides else Probe(None, 0.0, 0.0)
+    tried = probe(workload, timed=asked == "auto") if divides else Probe(None, 0.0, 0.0)
     workload = replace(workload, rowwise=tried.rowwise)
     choice = _choose(workload, tried, thread_safe=thread_safe) if asked == "auto" else _Choice(asked, "")
     if count == 0:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core._autocast import autocast_is_on, without_autocast
-from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.adjoints.adjoint import Adjoint, Solved
 from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.captured import evaluate_and_capture
 from invlayer_core.certificate import SolveInfo, Verdict, all_hold, judge, nudged, report_failures
@@ -37,7 +37,6 @@ from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.polish import polish
 from invlayer_core.solvers.contract import Status
 from invlayer_core.solvers.direct import Factor, handed_factors
-from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments, SystemShape
 
 __all__ = ["BatchMode", "OnFailure", "Settings", "Solution", "find_captured", "solve_implicitly"]
@@ -60,7 +59,7 @@ class Settings:
         fraction rtol does to F. Both default to 1e-6 in float64 and 1e-3 in float32.
     polish : int or "auto"
         Newton steps on F after the solve, each kept only where it lowers the residual. ``"auto"`` goes on
-        as long as one sample gains, up to 10.
+        as long as one sample gains, up to 20.
     event_dims : int, or a pytree of int
         The last ``event_dims`` dims of y are one system's unknowns; leading dims are batch. For a pytree of
         unknowns: one number for all leaves, or one for each in the structure of y.
@@ -211,14 +210,14 @@ def solve_implicitly(
         with outside_inference_mode(), _functorch.own_saved_tensors():
             method = getattr(settings.adjoint, "linear_solver", None)
             y, residual, steps, factors = polish(system, y, residual, settings.polish, method)
-    if measurable:
-        holds = all_hold(y, residual, settings.atol)
+    measured = system.shape.vectors(residual) if measurable else None
+    if measured is not None:
+        holds = all_hold(y, measured, settings.atol)
     else:  # nothing to measure: it holds where the solver itself has no doubts
         holds = outcome.without_doubts and all_hold(y, y.new_zeros(()), settings.atol)
     if holds and not settings.return_info:
-        y = _attach(system, y, None, settings, outcome, factors, iterations, resolve)
-        return Solution(y, None, outcome)  # no one asked for more
-    measured = system.shape.vectors(residual) if measurable else None
+        solved = Solved(system, y, residual=measured, iterations=iterations, resolve=resolve)
+        return Solution(_attach(solved, settings, outcome, factors), None, outcome)  # no one asked for more
     flat, beside = system.shape.vectors(y), None
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
     if measured is not None and not holds:
@@ -228,8 +227,8 @@ def solve_implicitly(
     info = replace(info, start=_origin(info.ok, outcome, warm))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    y = _attach(system, y, dead, settings, outcome, factors, iterations, resolve)
-    return Solution(y, info, outcome, dead)
+    solved = Solved(system, y, dead, residual=measured, iterations=iterations, resolve=resolve)
+    return Solution(_attach(solved, settings, outcome, factors), info, outcome, dead)
 
 
 def find_captured(system: System, y: Tensor) -> tuple[Tensor, ...]:
@@ -300,24 +299,22 @@ def _bury(
     return y, dead
 
 
-def _attach(
-    system: System,
-    y: Tensor,
-    dead: Tensor | None,
-    settings: Settings,
-    outcome: Outcome,
-    factors: Sequence[Factor | None],
-    iterations: Iterations | None,
-    resolve: Callable[[System, Tensor], Tensor] | None,
-) -> Tensor:
-    if not _needs_derivative(system):
-        return y
-    handed = () if _functorch.is_active() else handed_factors(outcome.aux, system.shape.count)
-    bank = FactorBank(handed, own=factors)
-    dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
-    if iterations is not None:
-        iterations = iterations.with_recorded(outcome.recorded)
-    return settings.adjoint.attach(system, y, dead, dead_value, bank, iterations, resolve)
+def _attach(solved: Solved, settings: Settings, outcome: Outcome, steps: Sequence[Factor | None]) -> Tensor:
+    """y*, differentiable; ``steps`` are the factors that the polish left."""
+    if not _needs_derivative(solved.system):
+        return solved.y
+    in_transform = _functorch.is_active()
+    handed = () if in_transform else handed_factors(outcome.aux, solved.system.shape.count)
+    iterations = solved.iterations
+    return settings.adjoint.attach(
+        replace(
+            solved,
+            dead_value=0.0 if settings.on_failure == "zero_grad" else torch.nan,
+            residual=None if in_transform else solved.residual,
+            factors=FactorBank(handed, own=steps),
+            iterations=None if iterations is None else iterations.with_recorded(outcome.recorded),
+        )
+    )
 
 
 def _needs_derivative(system: System) -> bool:

@@ -25,7 +25,7 @@ from invlayer_core.solvers.direct import Factor
 
 __all__ = ["Polished", "polish"]
 
-_AUTO_STEPS = 10
+_AUTO_STEPS = 20  # every second with the J of the one before
 _FLOOR = 16.0  # units in the last place of y: a residual that more steps would hardly lower
 _NEARBY = 1e-3  # size of a last step, beside y, whose factor still serves the derivative
 _RANK = 1e-10  # singular values up to this fraction of the largest count as zero in a step

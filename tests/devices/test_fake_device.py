@@ -128,9 +128,9 @@ def test_only_y_residual_and_jacobian_cross_the_border_serially(report: dict[str
     residuals = Picard.residuals - 1  # beyond that at the start
     assert traffic(report["numpy_serial"]) == {
         (DEVICE, "cpu", (3, 2)): 3,
-        (DEVICE, "cpu", (2,)): 3 * residuals,
+        (DEVICE, "cpu", (1, 2)): 3 * residuals,
         (DEVICE, "cpu", (2, 2)): 3 * Picard.jacobians,
-        ("cpu", DEVICE, (2,)): 3 * (residuals + Picard.jacobians),
+        ("cpu", DEVICE, (1, 2)): 3 * (residuals + Picard.jacobians),
         ("cpu", DEVICE, (3, 2)): 1,
         ("cpu", DEVICE, (3,)): 2,
     }

@@ -13,7 +13,6 @@ differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
@@ -21,16 +20,13 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.adjoints.adjoint import Adjoint, Solved
 from invlayer_core.adjoints.implicit import Implicit
 from invlayer_core.adjoints.saddle_derivatives import recorded_saddle_point
 from invlayer_core.adjoints.saddle_point import SaddlePoint, SaddleRule
 from invlayer_core.conditions.quadratic import MATRICES, QuadraticConditions, QuadraticLayout
-from invlayer_core.conditions.system import System
 from invlayer_core.errors import UnsupportedTransformError
-from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.linear.saddle_point.bank import SaddleBank
-from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
 __all__ = ["ActiveSet"]
@@ -52,16 +48,8 @@ class ActiveSet(Adjoint):
     settings: Implicit = field(default_factory=lambda: Implicit(singular="consistent"))
     bank: SaddleBank = field(default_factory=SaddleBank)
 
-    def attach(
-        self,
-        system: System,
-        y: Tensor,
-        dead: Tensor | None,
-        dead_value: float,
-        factors: FactorBank | None = None,
-        iterations: Iterations | None = None,
-        resolve: Callable[[System, Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    def attach(self, solved: Solved) -> Tensor:
+        system, y, dead = solved.system, solved.y, solved.dead
         assert isinstance(system.function, QuadraticConditions)
         layout = system.function.layout
         program = layout.program(system.theta)
@@ -71,11 +59,11 @@ class ActiveSet(Adjoint):
         if _functorch.forward_mode_depth() >= 2:
             if dead is not None:
                 raise UnsupportedTransformError(_NESTED_WITH_FAILURES)
-            return recorded_saddle_point(layout, y, active, dead, matrices, rhs, dead_value)
+            return recorded_saddle_point(layout, y, active, dead, matrices, rhs, solved.dead_value)
         bank = SaddleBank() if _functorch.is_active() else self.bank
         if bank.active is not None and torch.equal(bank.active, active):
             active = bank.active  # the very one that the factors in the bank were made for
-        rule = SaddleRule(layout, self.settings, dead_value, bank)
+        rule = SaddleRule(layout, self.settings, solved.dead_value, bank)
         result: Tensor = _functorch.apply(SaddlePoint, rule, y, active, dead, *matrices, rhs)
         return result
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -14,7 +16,41 @@ from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
-__all__ = ["Adjoint"]
+__all__ = ["Adjoint", "Solved"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """A system and its solution, as an adjoint gets them.
+
+    Attributes
+    ----------
+    system : System
+    y : Tensor of shape ``(*batch, *event)``
+        The solution, without gradient.
+    dead : Tensor of shape ``(*batch,)`` or None
+        Samples that failed, and whose derivative is ``dead_value``.
+    dead_value : float
+        0 or NaN. A zero cotangent gives zero either way.
+    residual : Tensor or None
+        F(y) as it was certified; None where there is nothing to compare with it.
+    factors : FactorBank or None
+        The Jacobian near y, factorised by the forward solve or the last Newton step, if it was.
+    iterations : Iterations or None
+        Those of the forward solver, if ``needs_iterations``.
+    resolve : callable or None
+        Solves another system from a guess, by the same solver, if ``needs_resolve``.
+    """
+
+    system: System
+    y: Tensor
+    dead: Tensor | None = None
+    dead_value: float = math.nan
+    residual: Tensor | None = None
+    factors: FactorBank | None = None
+    iterations: Iterations | None = None
+    resolve: Callable[[System, Tensor], Tensor] | None = None
 
 
 class Adjoint(ABC):
@@ -40,34 +76,8 @@ class Adjoint(ABC):
         return False
 
     @abstractmethod
-    def attach(
-        self,
-        system: System,
-        y: Tensor,
-        dead: Tensor | None,
-        dead_value: float,
-        factors: FactorBank | None = None,
-        iterations: Iterations | None = None,
-        resolve: Callable[[System, Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """``y`` again, now a differentiable function of ``system.theta``.
-
-        Parameters
-        ----------
-        system : System
-        y : Tensor of shape ``(*batch, *event)``
-            The solution, without gradient.
-        dead : Tensor of shape ``(*batch,)`` or None
-            Samples that failed, and whose derivative is ``dead_value``.
-        dead_value : float
-            0 or NaN. A zero cotangent gives zero either way.
-        factors : FactorBank or None
-            The Jacobian near y, factorised by the forward solve or the last Newton step, if it was.
-        iterations : Iterations or None
-            Those of the forward solver, if ``needs_iterations``.
-        resolve : callable or None
-            Solves another system from a guess, by the same solver, if ``needs_resolve``.
-        """
+    def attach(self, solved: Solved) -> Tensor:
+        """``solved.y`` again, now a differentiable function of ``solved.system.theta``."""
 
     def describe(self, shape: SystemShape, dtype: torch.dtype) -> str:
         """For ``SolveInfo.linear_solver``: what solves the linear systems of the derivative, and why."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.adjoints.unchanged import refuse_changed, shift
+from invlayer_core.certificate import default_tolerance
 from invlayer_core.errors import PerformanceWarning, warn_user
 from invlayer_core.jacobians.linearize import Linearization
 from invlayer_core.jacobians.per_sample import weighed_blocks
@@ -20,7 +22,11 @@ __all__ = ["allowed_gap", "is_plain", "largest", "pull_at_once"]
 
 
 def pull_at_once(
-    linearization: Linearization, flat: Tensor, wanted: Sequence[bool], method: LinearSolver
+    linearization: Linearization,
+    flat: Tensor,
+    wanted: Sequence[bool],
+    method: LinearSolver,
+    certified: Tensor | None = None,
 ) -> tuple[Tensor | None, ...] | None:
     """θ̄ for the cotangent ``flat`` ``(B, n)``; None where anything looks odd.
 
@@ -36,9 +42,11 @@ def pull_at_once(
     solution = _solved(linearization, blocks, rhs, method)
     pulled = linearization.pullback(solution, wanted, check=linearization.system.measurable)
     back = (blocks.mT @ solution.unsqueeze(-1)) if pulled.y is None else pulled.y
-    if _all_hold(back.reshape(flat.shape) + flat, solution, flat):
+    moved = shift(linearization, certified)
+    if _all_hold(back.reshape(flat.shape) + flat, solution, flat, moved):
         return pulled.theta
     if isinstance(method, Cholesky):
+        refuse_changed(linearization, certified, None)
         warn_user(_NOT_FOR_CHOLESKY, PerformanceWarning)
     return None
 
@@ -51,16 +59,24 @@ def _solved(linearization: Linearization, blocks: Tensor, rhs: Tensor, method: L
     return cholesky_solve(blocks, rhs) if isinstance(method, Cholesky) else lu_solve_once(matrix, rhs)
 
 
-def _all_hold(gap: Tensor, solution: Tensor, flat: Tensor) -> bool:
-    """Whether every sample's gap, and the growth of its solution, are small beside its cotangent."""
+def _all_hold(gap: Tensor, solution: Tensor, flat: Tensor, moved: Tensor | None) -> bool:
+    """Whether every sample's gap, and the growth of its solution, are small beside its cotangent.
+
+    And whether F, which moved by ``moved`` since its solution was certified, is still the same.
+    """
     small, growth = allowed_gap(flat.dtype), suspicious_growth(flat.dtype)
-    if flat.shape[0] == 1:  # three numbers, which the host compares sooner than a device does
-        vectors = torch.cat((gap, solution, flat)).detach()
-        largest_gap, grown, size = torch.linalg.vector_norm(vectors, torch.inf, dim=-1).tolist()
-        return bool(largest_gap <= small * size and grown <= growth * size)  # False for NaN
+    still = default_tolerance(flat.dtype)
+    if flat.shape[0] == 1:  # a few numbers, which the host compares sooner than a device does
+        vectors = (gap, solution, flat) if moved is None else (gap, solution, flat, moved)
+        sizes = torch.linalg.vector_norm(torch.cat(vectors).detach(), torch.inf, dim=-1).tolist()
+        size = sizes[2]
+        fine_gap = sizes[0] <= small * size and sizes[1] <= growth * size  # False for NaN
+        return bool(fine_gap and (moved is None or sizes[3] <= still))
     allowed = largest(flat.detach())
     fine = largest(gap.detach()) <= small * allowed  # False for NaN
     fine &= largest(solution.detach()) <= growth * allowed
+    if moved is not None:
+        fine &= largest(moved) <= still
     return bool(fine.all())
 
 

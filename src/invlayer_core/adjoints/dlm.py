@@ -21,7 +21,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core._autocast import autocast_is_on, without_autocast
-from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.adjoints.adjoint import Adjoint, Solved
 from invlayer_core.adjoints.failed import out_of_harm
 from invlayer_core.adjoints.first_order import refuse_nested_forward_mode, without_second_derivative
 from invlayer_core.adjoints.implicit import Implicit
@@ -38,8 +38,6 @@ from invlayer_core.errors import (
 )
 from invlayer_core.jacobians.linearize import linearize
 from invlayer_core.jacobians.per_sample import per_sample_blocks
-from invlayer_core.linear.factor_bank import FactorBank
-from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import Arguments
 
 __all__ = ["DLM"]
@@ -115,22 +113,14 @@ class DLM(Adjoint):
     def needs_resolve(self) -> bool:
         return self.resolve
 
-    def attach(
-        self,
-        system: System,
-        y: Tensor,
-        dead: Tensor | None,
-        dead_value: float,
-        factors: FactorBank | None = None,
-        iterations: Iterations | None = None,
-        resolve: Resolve | None = None,
-    ) -> Tensor:
+    def attach(self, solved: Solved) -> Tensor:
         refuse_nested_forward_mode(repr(self))
-        rule = _Rule(self, system, self._conditions_of(system), dead_value, resolve)
+        system = solved.system
+        rule = _Rule(self, system, self._conditions_of(system), solved.dead_value, solved.resolve)
         theta = system.theta
         if torch._C._len_torch_function_stack():  # as in Implicit: seen by the conditions of an outer layer
             theta = tuple(tensor.view_as(tensor) for tensor in theta)
-        result: Tensor = _functorch.apply(_PerturbedFunction, rule, y, dead, *theta)
+        result: Tensor = _functorch.apply(_PerturbedFunction, rule, solved.y, solved.dead, *theta)
         return result
 
     def _conditions_of(self, system: System) -> StationarityConditions:

@@ -12,7 +12,6 @@ differentiates y*(θ) in it by the same rule, so derivatives of every order are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final, get_args
 
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core._autocast import autocast_is_on, without_autocast
-from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.adjoints.adjoint import Adjoint, Solved
 from invlayer_core.adjoints.rule import ImplicitRule
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError, SingularJacobianError, UnsupportedTransformError
@@ -35,7 +34,6 @@ from invlayer_core.linear.lu import solve_recorded
 from invlayer_core.linear.methods import LU, LinearSolver, Lstsq
 from invlayer_core.linear.solve import SingularPolicy
 from invlayer_core.linear.sparse_lu import SparseLU, registered_linear_solver
-from invlayer_core.solvers.iterations import Iterations
 from invlayer_core.structure import SystemShape
 
 __all__ = ["Implicit"]
@@ -128,19 +126,12 @@ class Implicit(Adjoint):
     def _auto(self) -> Auto:
         return self.linear_solver if isinstance(self.linear_solver, Auto) else Auto()
 
-    def attach(
-        self,
-        system: System,
-        y: Tensor,
-        dead: Tensor | None,
-        dead_value: float,
-        factors: FactorBank | None = None,
-        iterations: Iterations | None = None,
-        resolve: Callable[[System, Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    def attach(self, solved: Solved) -> Tensor:
+        system, y, dead = solved.system, solved.y, solved.dead
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)
-        rule = ImplicitRule(self, system, dead_value, FactorBank() if factors is None else factors)
+        factors = FactorBank() if solved.factors is None else solved.factors
+        rule = ImplicitRule(self, system, solved.dead_value, factors, solved.residual)
         theta = system.theta
         if torch._C._len_torch_function_stack():
             # Inside the conditions of an outer layer, which may be watching or swapping tensors: the

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.adjoints.adjoint import Adjoint, Solved
 from invlayer_core.adjoints.first_order import first_order_only
 from invlayer_core.adjoints.through_steps import through_steps
 from invlayer_core.conditions.fixed_point import FixedPointConditions
@@ -17,8 +17,6 @@ from invlayer_core.conditions.structured import StructuredConditions
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
 from invlayer_core.jacobians.linearize import linearize
-from invlayer_core.linear.factor_bank import FactorBank
-from invlayer_core.solvers.iterations import Iterations
 
 __all__ = ["Phantom"]
 
@@ -76,17 +74,8 @@ class Phantom(Adjoint):
         if not self.damping > 0:
             raise ConditionsError(f"Phantom(damping={self.damping!r}): accepted is a number above 0.")
 
-    def attach(
-        self,
-        system: System,
-        y: Tensor,
-        dead: Tensor | None,
-        dead_value: float,
-        factors: FactorBank | None = None,
-        iterations: Iterations | None = None,
-        resolve: Callable[[System, Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        along = self._direction(system)
+    def attach(self, solved: Solved) -> Tensor:
+        system, along = solved.system, self._direction(solved.system)
 
         def steps(point: Tensor, theta: Sequence[Tensor]) -> Tensor:
             length: float | Tensor = along * self.damping
@@ -97,7 +86,7 @@ class Phantom(Adjoint):
                 point = point + length * system.residual(point, theta).reshape(point.shape)
             return point
 
-        return through_steps(steps, system, y.detach(), y, dead, dead_value)
+        return through_steps(steps, solved, solved.y.detach())
 
     def _direction(self, system: System) -> int:
         """Whether steps go along the residual, towards T(y), or against it, which is ∇f."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
+from invlayer_core.adjoints.adjoint import Solved
 from invlayer_core.adjoints.at_once import allowed_gap, is_plain, largest, pull_at_once
 from invlayer_core.adjoints.compiled import pull_back_compiled
 from invlayer_core.adjoints.failed import out_of_harm
@@ -23,6 +24,7 @@ from invlayer_core.adjoints.sparse import (
     pull_by_known_factors,
     solve_by_sparse_factors,
 )
+from invlayer_core.adjoints.unchanged import refuse_changed
 from invlayer_core.conditions.stationarity import StationarityConditions
 from invlayer_core.conditions.system import System
 from invlayer_core.jacobians.linearize import Linearization, linearize
@@ -52,6 +54,7 @@ class ImplicitRule:
     system: System
     dead_value: float
     factors: FactorBank = field(default_factory=FactorBank)  # of a sparse J, for every cotangent
+    certified: Tensor | None = None  # F(y*, θ), to see that F is still the same
 
     def pullback(
         self,
@@ -75,6 +78,7 @@ class ImplicitRule:
         flat = cotangent.reshape(self.system.shape.count, self.system.shape.size)
         method = self.settings.method(self.system.shape, y.dtype)
         if not method.needs_blocks:
+            refuse_changed(linearization, self.certified, dead)
             if isinstance(method, SparseLU) and dead is None and is_plain(flat):
                 pulled = pull_by_known_factors(linearization, self.factors, flat, wanted)
                 if pulled is not None:
@@ -82,7 +86,7 @@ class ImplicitRule:
             weights = self._solve_without_blocks(linearization, method, flat, dead, transpose=True)
             return linearization.pullback(-weights, wanted, check=False).theta
         if dead is None and self.settings.singular != "consistent":
-            at_once = pull_at_once(linearization, flat, wanted, method)
+            at_once = pull_at_once(linearization, flat, wanted, method, self.certified)
             if at_once is not None:
                 return at_once
         return self._pull_with_care(linearization, flat, dead, wanted)
@@ -91,6 +95,7 @@ class ImplicitRule:
         self, linearization: Linearization, flat: Tensor, dead: Tensor | None, wanted: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
         """Every case: derivatives of the result, mapped tensors, failed and singular samples, lost digits."""
+        refuse_changed(linearization, self.certified, dead)
         blocks = per_sample_blocks(linearization, uneven=True)
         weights, decided, rhs = self._solve(linearization, blocks, flat, dead, transpose=True)
         found = linearization.pullback(-weights, wanted)
@@ -204,7 +209,7 @@ class ImplicitRule:
         return self._attach_inner(method.of_inner_system(self.system, transpose), inner, x)
 
     def _attach_inner(self, method: LinearSolver, inner: System, x: Tensor) -> Tensor:
-        return replace(self.settings, linear_solver=method).attach(inner, x, None, 0.0)
+        return replace(self.settings, linear_solver=method).attach(Solved(inner, x, dead_value=0.0))
 
     def _diagnose(self, linearization: Linearization, blocks: Tensor) -> Diagnosis:
         y, theta, shape = (

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.adjoints.adjoint import Adjoint, Solved
 from invlayer_core.adjoints.through_steps import through_steps
-from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
-from invlayer_core.linear.factor_bank import FactorBank
-from invlayer_core.solvers.iterations import Iterations
 
 __all__ = ["Truncated"]
 
@@ -60,19 +56,11 @@ class Truncated(Adjoint):
                 f"Truncated(steps={self.steps!r}): accepted is a number of iterations, 1 or more."
             )
 
-    def attach(
-        self,
-        system: System,
-        y: Tensor,
-        dead: Tensor | None,
-        dead_value: float,
-        factors: FactorBank | None = None,
-        iterations: Iterations | None = None,
-        resolve: Callable[[System, Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    def attach(self, solved: Solved) -> Tensor:
+        iterations = solved.iterations
         assert iterations is not None
-        steps = lambda point, theta: iterations.last(system, point, theta, self.steps)  # noqa: E731
-        return through_steps(steps, system, y.detach(), y, dead, dead_value)
+        steps = lambda point, theta: iterations.last(solved.system, point, theta, self.steps)  # noqa: E731
+        return through_steps(steps, solved, solved.y.detach())
 
     def describe(self, *_: object) -> str:
         return f"none: derivatives go through {self.steps} iterations from y*"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from invlayer_core.adjoints.adjoint import Adjoint
+from invlayer_core.adjoints.adjoint import Adjoint, Solved
 from invlayer_core.adjoints.recorded import with_derivative_of
 from invlayer_core.adjoints.through_steps import through_steps
-from invlayer_core.conditions.system import System
-from invlayer_core.linear.factor_bank import FactorBank
-from invlayer_core.solvers.iterations import Iterations
 
 __all__ = ["Unrolled"]
 
@@ -48,21 +44,13 @@ class Unrolled(Adjoint):
     needs_iterations: ClassVar[bool] = True
     records_solve: ClassVar[bool] = True
 
-    def attach(
-        self,
-        system: System,
-        y: Tensor,
-        dead: Tensor | None,
-        dead_value: float,
-        factors: FactorBank | None = None,
-        iterations: Iterations | None = None,
-        resolve: Callable[[System, Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    def attach(self, solved: Solved) -> Tensor:
+        iterations = solved.iterations
         assert iterations is not None
-        if dead is None and iterations.recorded is not None:
-            return with_derivative_of(iterations.recorded, y, dead, dead_value)
-        steps = lambda start, theta: iterations.whole(system, start, theta)  # noqa: E731
-        return through_steps(steps, system, iterations.start, y, dead, dead_value)
+        if solved.dead is None and iterations.recorded is not None:
+            return with_derivative_of(iterations.recorded, solved.y, None, solved.dead_value)
+        steps = lambda start, theta: iterations.whole(solved.system, start, theta)  # noqa: E731
+        return through_steps(steps, solved, iterations.start)
 
     def describe(self, *_: object) -> str:
         return "none: derivatives go through all iterations"

@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from invlayer_core.adjoints.adjoint import Solved
 from invlayer_core.call import CommonKeywords, SolverLike, name_of, solve_from_guess
 from invlayer_core.captured import Substitution
 from invlayer_core.certificate import SolveInfo
@@ -135,7 +136,7 @@ class TracedProblem(ABC):
             chunk_size=settings.adjoint.chunk_size,
         )
         dead_value = 0.0 if settings.on_failure == "zero_grad" else torch.nan
-        attached = settings.adjoint.attach(system, y.detach(), dead, dead_value)
+        attached = settings.adjoint.attach(Solved(system, y.detach(), dead, dead_value))
         inputs = [t for t, want in zip(theta, wanted, strict=True) if want]
         return list(
             torch.autograd.grad(attached, inputs, cotangent, allow_unused=True, materialize_grads=True)

@@ -149,7 +149,7 @@ class RowForm:
 
     def is_sound(self, wanted: str, value: Any) -> bool:
         """Whether a function returned what it should; if not, the careful way tells what is wrong."""
-        if type(value) is not Tensor or value.dtype is not self.like.dtype:
+        if not isinstance(value, Tensor) or value.dtype is not self.like.dtype:
             return False
         if wanted == "residual":
             return value.shape == self.shape

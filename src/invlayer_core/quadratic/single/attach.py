@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invlayer_core import _functorch
 from invlayer_core.adjoints.active_set import ActiveSet
+from invlayer_core.adjoints.adjoint import Solved
 from invlayer_core.conditions.quadratic import MATRICES, QuadraticConditions, QuadraticLayout
 from invlayer_core.conditions.system import System
 from invlayer_core.matrices import SparseForm
@@ -137,7 +138,7 @@ def _general(
         z = torch.from_numpy(rule.found.z)
         shape = SystemShape(z.shape[:0], z.shape)
         system = System(QuadraticConditions(rule.layout), Arguments.flatten(tuple(moving)), shape)
-        parts = ActiveSet().attach(system, z, None, torch.nan).split(rule.layout.sections)
+        parts = ActiveSet().attach(Solved(system, z)).split(rule.layout.sections)
         grads = torch.autograd.grad(
             parts[: len(cotangents)],
             [tensor for tensor, want in zip(moving, wanted, strict=True) if want],

@@ -12,7 +12,9 @@ from invlayer_core.solvers import SolverSpec, get_solver, get_spec, solvers
 ADAPTERS = {
     "casadi.rootfinder": ("rootfinding.registered", ("root", "fixed_point")),
     "casadi.ipopt": ("nlp.registered", ("nlp", "minimize")),
+    "casadi.nlpsol.ipopt": ("nlp.registered", ("nlp", "minimize")),
     "casadi.sqpmethod": ("nlp.registered", ("nlp", "minimize")),
+    "casadi.nlpsol.sqpmethod": ("nlp.registered", ("nlp", "minimize")),
 }
 
 

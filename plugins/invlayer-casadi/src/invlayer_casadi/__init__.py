@@ -28,11 +28,13 @@ def __getattr__(name: str) -> Any:
 @hookimpl
 def register_solver() -> list[SolverSpec]:
     """Describe the solvers; see :meth:`invlayer_core.solvers.SolverHooks.register_solver`."""
-    return [
-        _spec("casadi.rootfinder", "rootfinding.registered:Rootfinder", ("root", "fixed_point")),
-        _spec("casadi.ipopt", "nlp.registered:Ipopt", ("nlp", "minimize")),
-        _spec("casadi.sqpmethod", "nlp.registered:Sqpmethod", ("nlp", "minimize")),
+    rootfinder = _spec("casadi.rootfinder", "rootfinding.registered:Rootfinder", ("root", "fixed_point"))
+    programs = [
+        _spec(f"casadi.{name}", f"nlp.registered:{adapter}", ("nlp", "minimize"))
+        for adapter in ("Ipopt", "Sqpmethod")
+        for name in (adapter.lower(), f"nlpsol.{adapter.lower()}")  # short, and as CasADi files them
     ]
+    return [rootfinder, *programs]
 
 
 def _spec(name: str, adapter: str, kinds: tuple[str, ...]) -> SolverSpec:

@@ -22,8 +22,17 @@ from invlayer_core import _functorch
 from invlayer_core._autocast import autocast_is_on, without_autocast
 from invlayer_core.adjoints.adjoint import Adjoint, Solved
 from invlayer_core.adjoints.implicit import Implicit
+from invlayer_core.adjoints.unchanged import Certified
 from invlayer_core.captured import evaluate_and_capture
-from invlayer_core.certificate import SolveInfo, Verdict, all_hold, judge, nudged, report_failures
+from invlayer_core.certificate import (
+    SolveInfo,
+    Verdict,
+    absolute_tolerance,
+    all_hold,
+    judge,
+    nudged,
+    report_failures,
+)
 from invlayer_core.conditions.structured import StructuredConditions, StructuredJacobian
 from invlayer_core.conditions.system import System
 from invlayer_core.errors import ConditionsError
@@ -211,12 +220,14 @@ def solve_implicitly(
             method = getattr(settings.adjoint, "linear_solver", None)
             y, residual, steps, factors = polish(system, y, residual, settings.polish, method)
     measured = system.shape.vectors(residual) if measurable else None
+    certified: Certified | None = None
     if measured is not None:
+        certified = Certified(measured, absolute_tolerance(y.dtype, settings.atol))
         holds = all_hold(y, measured, settings.atol)
     else:  # nothing to measure: it holds where the solver itself has no doubts
         holds = outcome.without_doubts and all_hold(y, y.new_zeros(()), settings.atol)
     if holds and not settings.return_info:
-        solved = Solved(system, y, residual=measured, iterations=iterations, resolve=resolve)
+        solved = Solved(system, y, certified=certified, iterations=iterations, resolve=resolve)
         return Solution(_attach(solved, settings, outcome, factors), None, outcome)  # no one asked for more
     flat, beside = system.shape.vectors(y), None
     claimed = outcome.status.reshape(system.shape.batch) if claimed is None else claimed
@@ -227,7 +238,7 @@ def solve_implicitly(
     info = replace(info, start=_origin(info.ok, outcome, warm))
     report_failures(info, settings.on_failure, outcome.cause, arguments.tensors)
     y, dead = _bury(system, y, verdict, info, settings)
-    solved = Solved(system, y, dead, residual=measured, iterations=iterations, resolve=resolve)
+    solved = Solved(system, y, dead, certified=certified, iterations=iterations, resolve=resolve)
     return Solution(_attach(solved, settings, outcome, factors), info, outcome, dead)
 
 
@@ -310,7 +321,7 @@ def _attach(solved: Solved, settings: Settings, outcome: Outcome, steps: Sequenc
         replace(
             solved,
             dead_value=0.0 if settings.on_failure == "zero_grad" else torch.nan,
-            residual=None if in_transform else solved.residual,
+            certified=None if in_transform else solved.certified,
             factors=FactorBank(handed, own=steps),
             iterations=None if iterations is None else iterations.with_recorded(outcome.recorded),
         )

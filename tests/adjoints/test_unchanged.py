@@ -59,11 +59,12 @@ def test_an_attribute_of_the_next_step_is_noticed() -> None:
         loss.backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*do not satisfy")
 def test_dice_are_noticed() -> None:
     dropout = torch.nn.Dropout(0.5)
     a = torch.ones(4, 16, requires_grad=True)
     y = inv.root(
-        lambda y, a: y - a - dropout(a), torch.zeros(4, 16), a, on_failure="warn", atol=10.0,
+        lambda y, a: y - a - dropout(a), torch.zeros(4, 16), a, on_failure="warn",
         solver=lambda y0, a: y0,
     )  # fmt: skip
     with pytest.raises(inv.ConditionsError, match="roll dice"):
@@ -103,3 +104,11 @@ def test_failed_samples_are_no_change(on_failure: Any) -> None:
     y = inv.root(Spring(), torch.ones(3, 3), a, on_failure=on_failure)
     (slope,) = torch.autograd.grad(y[::2].sum(), a)
     assert bool(slope[::2].isfinite().all())
+
+
+def test_conditions_that_hold_loosely_may_change_as_much() -> None:
+    spring, a = Spring(), load(2)
+    y = inv.root(spring, torch.ones(2, 3), a, atol=1e-2)
+    spring.stiffness.fill_(1.001)
+    y.sum().backward()
+    assert bool(a.grad.isfinite().all())

@@ -11,6 +11,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from invlayer_core.adjoints.unchanged import Certified
 from invlayer_core.conditions.system import System
 from invlayer_core.linear.factor_bank import FactorBank
 from invlayer_core.solvers.iterations import Iterations
@@ -33,8 +34,8 @@ class Solved:
         Samples that failed, and whose derivative is ``dead_value``.
     dead_value : float
         0 or NaN. A zero cotangent gives zero either way.
-    residual : Tensor or None
-        F(y) as it was certified; None where there is nothing to compare with it.
+    certified : Certified or None
+        F(y) as it was measured; None where there is nothing to compare with it.
     factors : FactorBank or None
         The Jacobian near y, factorised by the forward solve or the last Newton step, if it was.
     iterations : Iterations or None
@@ -47,7 +48,7 @@ class Solved:
     y: Tensor
     dead: Tensor | None = None
     dead_value: float = math.nan
-    residual: Tensor | None = None
+    certified: Certified | None = None
     factors: FactorBank | None = None
     iterations: Iterations | None = None
     resolve: Callable[[System, Tensor], Tensor] | None = None

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.adjoints.unchanged import refuse_changed, shift
-from invlayer_core.certificate import default_tolerance
+from invlayer_core.adjoints.unchanged import Certified, refuse_changed, shift
 from invlayer_core.errors import PerformanceWarning, warn_user
 from invlayer_core.jacobians.linearize import Linearization
 from invlayer_core.jacobians.per_sample import weighed_blocks
@@ -26,7 +25,7 @@ def pull_at_once(
     flat: Tensor,
     wanted: Sequence[bool],
     method: LinearSolver,
-    certified: Tensor | None = None,
+    certified: Certified | None = None,
 ) -> tuple[Tensor | None, ...] | None:
     """θ̄ for the cotangent ``flat`` ``(B, n)``; None where anything looks odd.
 
@@ -43,7 +42,8 @@ def pull_at_once(
     pulled = linearization.pullback(solution, wanted, check=linearization.system.measurable)
     back = (blocks.mT @ solution.unsqueeze(-1)) if pulled.y is None else pulled.y
     moved = shift(linearization, certified)
-    if _all_hold(back.reshape(flat.shape) + flat, solution, flat, moved):
+    still = certified.atol if certified is not None else 0.0
+    if _all_hold(back.reshape(flat.shape) + flat, solution, flat, moved, still):
         return pulled.theta
     if isinstance(method, Cholesky):
         refuse_changed(linearization, certified, None)
@@ -59,13 +59,12 @@ def _solved(linearization: Linearization, blocks: Tensor, rhs: Tensor, method: L
     return cholesky_solve(blocks, rhs) if isinstance(method, Cholesky) else lu_solve_once(matrix, rhs)
 
 
-def _all_hold(gap: Tensor, solution: Tensor, flat: Tensor, moved: Tensor | None) -> bool:
+def _all_hold(gap: Tensor, solution: Tensor, flat: Tensor, moved: Tensor | None, still: float) -> bool:
     """Whether every sample's gap, and the growth of its solution, are small beside its cotangent.
 
-    And whether F, which moved by ``moved`` since its solution was certified, is still the same.
+    And whether F, which has changed by ``moved`` since its solution was certified, is the same to ``still``.
     """
     small, growth = allowed_gap(flat.dtype), suspicious_growth(flat.dtype)
-    still = default_tolerance(flat.dtype)
     if flat.shape[0] == 1:  # a few numbers, which the host compares sooner than a device does
         vectors = (gap, solution, flat) if moved is None else (gap, solution, flat, moved)
         sizes = torch.linalg.vector_norm(torch.cat(vectors).detach(), torch.inf, dim=-1).tolist()

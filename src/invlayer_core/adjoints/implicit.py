@@ -131,7 +131,7 @@ class Implicit(Adjoint):
         if _functorch.forward_mode_depth() >= 2:
             return self._attach_by_newton(system, y, dead)
         factors = FactorBank() if solved.factors is None else solved.factors
-        rule = ImplicitRule(self, system, solved.dead_value, factors, solved.residual)
+        rule = ImplicitRule(self, system, solved.dead_value, factors, solved.certified)
         theta = system.theta
         if torch._C._len_torch_function_stack():
             # Inside the conditions of an outer layer, which may be watching or swapping tensors: the

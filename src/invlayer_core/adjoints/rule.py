@@ -24,7 +24,7 @@ from invlayer_core.adjoints.sparse import (
     pull_by_known_factors,
     solve_by_sparse_factors,
 )
-from invlayer_core.adjoints.unchanged import refuse_changed
+from invlayer_core.adjoints.unchanged import Certified, refuse_changed
 from invlayer_core.conditions.stationarity import StationarityConditions
 from invlayer_core.conditions.system import System
 from invlayer_core.jacobians.linearize import Linearization, linearize
@@ -54,7 +54,7 @@ class ImplicitRule:
     system: System
     dead_value: float
     factors: FactorBank = field(default_factory=FactorBank)  # of a sparse J, for every cotangent
-    certified: Tensor | None = None  # F(y*, θ), to see that F is still the same
+    certified: Certified | None = None  # F(y*, θ), to see that F is still the same
 
     def pullback(
         self,

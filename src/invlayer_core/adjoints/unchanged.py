@@ -7,38 +7,48 @@ comes with the derivatives at no cost, tells whether that has changed.
 
 from __future__ import annotations
 
+from typing import NamedTuple, final
+
 import torch
 from torch import Tensor
 
 from invlayer_core import _functorch
-from invlayer_core.certificate import default_tolerance, nudged
+from invlayer_core.certificate import nudged
 from invlayer_core.errors import ConditionsError
 from invlayer_core.jacobians.linearize import Linearization
 
-__all__ = ["refuse_changed", "shift"]
+__all__ = ["Certified", "refuse_changed", "shift"]
 
 
-def shift(linearization: Linearization, certified: Tensor | None) -> Tensor | None:
+@final
+class Certified(NamedTuple):
+    """F(y*, θ) as it was measured, ``(*batch, m)``, and the ``atol`` that it was measured by."""
+
+    residual: Tensor
+    atol: float
+
+
+def shift(linearization: Linearization, certified: Certified | None) -> Tensor | None:
     """F now less F as it was certified, ``(B, m)``; None where they are not to be compared."""
     value, count = linearization.value, linearization.system.shape.count
-    if certified is None or value.numel() != certified.numel() or _functorch.is_active():
+    if certified is None or value.numel() != certified.residual.numel() or _functorch.is_active():
         return None
-    return value.detach().reshape(count, -1) - certified.reshape(count, -1)
+    return value.detach().reshape(count, -1) - certified.residual.reshape(count, -1)
 
 
 @torch.no_grad()
-def refuse_changed(linearization: Linearization, certified: Tensor | None, dead: Tensor | None) -> None:
-    """Raise if F of a sample has changed by more than ``atol``'s default, and than a change of y explains.
+def refuse_changed(linearization: Linearization, certified: Certified | None, dead: Tensor | None) -> None:
+    """Raise if F of a sample has changed by more than ``atol``, and than a small change of y explains.
 
     Raises
     ------
     ConditionsError
     """
     moved = shift(linearization, certified)
-    if moved is None or not moved.numel():
+    if certified is None or moved is None or not moved.numel():
         return
     size = moved.abs().amax(-1)
-    bad = size > default_tolerance(moved.dtype)  # False for NaN: nothing was certified there
+    bad = size > certified.atol  # False for NaN: nothing was certified there
     if dead is not None:
         bad = bad & ~dead.reshape(-1)
     if not bool(bad.any()):

@@ -285,6 +285,19 @@ def test_a_failed_sample_stays_alone() -> None:
     assert torch.equal(y[1:].detach(), single.detach())
 
 
+def test_a_failed_sample_leaves_absent_bounds_absent() -> None:
+    """Infinity is a bound that is not there, in whatever way NaN is kept from the good samples."""
+    p = torch.tensor([[0.3, 0.1, 2.0], [2.0, 0.4, 0.1], [-0.5, -3.0, 0.2]])
+    p[1, 0] = torch.nan
+    p.requires_grad_()
+    lower = torch.tensor([-torch.inf, -1.0, 0.0]).repeat(3, 1)
+    y = box(p, lower, torch.full((3, 3), torch.inf), on_failure="nan")
+    (slope,) = torch.autograd.grad(y[::2].sum(), p)
+    torch.testing.assert_close(
+        slope[::2], torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]]), rtol=1e-12, atol=0
+    )
+
+
 def test_named_unknowns_and_bounds() -> None:
     p = P.clone().requires_grad_()
     y0 = {"first": torch.zeros(2, 1), "rest": torch.zeros(2, 2)}

@@ -21,18 +21,18 @@ def out_of_harm(
 
     A failed sample gets the y and the args of a good one; its rows of the derivative are then multiplied
     by zero, and 0 · finite = 0. Which args have rows of samples is not guessed but tried: one stays
-    swapped only if no good sample's residual changes by it, to the last bit. What then is still not finite
-    in θ becomes 1: only failed samples can depend on it.
+    swapped only if no good sample's residual changes by it, to the last bit. What then is still NaN in θ
+    becomes 1: only failed samples can depend on it. Infinity stays: it may be a bound that is not there.
     """
     good = torch.argmin(dead.reshape(-1).to(torch.uint8)).reshape(1)
     safe = _swap_rows(y, dead, good)
     safe = torch.where(safe.isfinite(), safe, torch.ones_like(safe))
-    tamed = [_finite(tensor) for tensor in theta]
+    tamed = [_number(tensor) for tensor in theta]
     reference = _good_residual(system, safe, tamed, dead)
     for i, tensor in enumerate(theta):
         if not _is_inexact(tensor) or tensor.shape[: dead.ndim] != dead.shape or dead.ndim == 0:
             continue
-        trial = [*tamed[:i], _finite(_swap_rows(tensor, dead, good)), *tamed[i + 1 :]]
+        trial = [*tamed[:i], _number(_swap_rows(tensor, dead, good)), *tamed[i + 1 :]]
         residual = _good_residual(system, safe, trial, dead)
         if torch.equal(_functorch.plain(residual), _functorch.plain(reference)):
             tamed = trial
@@ -55,8 +55,8 @@ def _swap_rows(tensor: Tensor, dead: Tensor, good: Tensor) -> Tensor:
     return torch.where(dead.reshape(-1, 1), donor, rows).reshape(tensor.shape)
 
 
-def _finite(tensor: Tensor) -> Tensor:
-    return torch.where(tensor.isfinite(), tensor, 1.0) if _is_inexact(tensor) else tensor
+def _number(tensor: Tensor) -> Tensor:
+    return torch.where(tensor.isnan(), 1.0, tensor) if _is_inexact(tensor) else tensor
 
 
 def _is_inexact(tensor: Tensor) -> bool:

@@ -161,17 +161,14 @@ def _sparse_inverse(
     bank, pattern = FactorBank(), method.known_pattern
     assert pattern is not None
     bank.pattern = pattern
-    values = given_entries(system, y, theta, pattern)
-    if values is None:
-        values = compressed_values(linearize(system, y, theta), pattern)
-    known = values
+    given = given_entries(system, y, theta, pattern)
+    known = compressed_values(linearize(system, y, theta), pattern) if given is None else given
 
     def apply(rhs: Tensor) -> Tensor:
+        # A direct solver may be inexact: a refinement is cheaper than one step more.
         step = solve_with_values(bank, method, known, rhs, transpose=False)
-        missing = rhs - pattern.product(
-            known, step
-        )  # a direct solver may be inexact: a refinement is cheaper
-        return step + solve_with_values(bank, method, known, missing, transpose=False)  # than one step more
+        missing = rhs - pattern.product(known, step)
+        return step + solve_with_values(bank, method, known, missing, transpose=False)
 
     if not _functorch.is_active():
         bank.factorise(method, known)

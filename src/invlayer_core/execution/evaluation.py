@@ -178,11 +178,9 @@ class Row:
             if not form.is_sound(wanted, value):
                 return self._careful(wanted, y)
             array: np.ndarray = value.numpy() if on_host and not value.requires_grad else to_numpy(value)
-            return (
-                array.flatten()
-                if wanted == "residual"
-                else array.reshape(array.shape[len(form.batch) :]).copy()
-            )
+            if wanted == "residual":
+                return array.flatten()
+            return array.reshape(array.shape[len(form.batch) :]).copy()
 
         return evaluated
 
